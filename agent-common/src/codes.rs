@@ -1,0 +1,178 @@
+//! Closed lists that cross between kernel and daemon as small integers.
+
+macro_rules! codes {
+    ($(#[$meta:meta])* $name:ident: $repr:ty { $($(#[$vmeta:meta])* $variant:ident = $value:literal $text:literal,)+ }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr($repr)]
+        pub enum $name { $($(#[$vmeta])* $variant = $value,)+ }
+
+        impl $name {
+            /// Every value, in the order of its code.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The value behind a code, if there is one.
+            pub const fn from_code(code: $repr) -> Option<Self> {
+                match code { $($value => Some(Self::$variant),)+ _ => None }
+            }
+
+            /// The integer that crosses between kernel and daemon.
+            pub const fn code(self) -> $repr { self as $repr }
+
+            /// The word that records and the command line use.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text,)+ }
+            }
+        }
+    };
+}
+
+codes! {
+    /// What a task wanted to do.
+    Action: u8 {
+        /// Open a connection or send a datagram.
+        Connect = 1 "connect",
+        /// Open a secret file.
+        Read = 2 "read",
+        /// Create a socket.
+        Socket = 3 "socket",
+        /// Send on a socket that exists already.
+        Send = 4 "send",
+    }
+}
+
+codes! {
+    /// What came of it.
+    Effect: u8 {
+        /// It went through.
+        Allow = 1 "allow",
+        /// It was refused.
+        Deny = 2 "deny",
+        /// Audit mode: it went through, and would have been refused.
+        WouldDeny = 3 "would_deny",
+    }
+}
+
+codes! {
+    /// Why, in one word.
+    Reason: u8 {
+        /// A policy permitted or forbade it.
+        Policy = 1 "policy",
+        /// No policy permits it.
+        NoPermit = 2 "no_permit",
+        /// The task has ended.
+        Ended = 3 "ended",
+        /// The task's deadline has passed.
+        Expired = 4 "expired",
+        /// The task was revoked.
+        Revoked = 5 "revoked",
+        /// The daemon did not answer within the hold budget.
+        Timeout = 6 "timeout",
+        /// Too many first contacts were waiting already.
+        Busy = 7 "busy",
+        /// A policy failed to evaluate.
+        Error = 8 "error",
+        /// The task or the resource is not known to the policy engine.
+        MissingEntity = 9 "missing_entity",
+        /// The daemon has not been heard of for too long.
+        DaemonLost = 10 "daemon_lost",
+        /// The socket was not made by this task.
+        ForeignSocket = 11 "foreign_socket",
+        /// Policy has no word for this kind of socket.
+        UnsupportedPath = 12 "unsupported_path",
+        /// The question could not be handed to the daemon.
+        UpcallLost = 13 "upcall_lost",
+        /// The kernel program could not tell what is being asked for.
+        Undecidable = 14 "undecidable",
+    }
+}
+
+codes! {
+    /// Where a verdict came from.
+    Source: u8 {
+        /// The kernel's verdict map.
+        Cache = 1 "cache",
+        /// The daemon, while the process was held.
+        Upcall = 2 "upcall",
+        /// The kernel alone: task state, deadline, or a limit.
+        Structural = 3 "structural",
+        /// The daemon, after the fact (audit mode).
+        After = 4 "after",
+    }
+}
+
+codes! {
+    /// Where a task stands.
+    TaskStatus: u32 {
+        /// The slot belongs to no task.
+        Free = 0 "free",
+        /// Running.
+        Active = 1 "active",
+        /// Its last process has gone, or it was closed.
+        Ended = 2 "ended",
+        /// Taken back by an operator.
+        Revoked = 3 "revoked",
+        /// Its deadline has passed. The kernel needs no such note: it compares the deadline itself.
+        Expired = 4 "expired",
+    }
+}
+
+codes! {
+    /// Whether denials are enforced.
+    Mode: u32 {
+        /// Denials block.
+        Enforce = 0 "enforce",
+        /// Denials are recorded as `would_deny` and let through.
+        Audit = 1 "audit",
+    }
+}
+
+codes! {
+    /// What a first contact gets while the daemon is lost.
+    DaemonLoss: u32 {
+        /// Deny, reason `daemon_lost`.
+        Deny = 0 "deny",
+        /// Allow, and record it.
+        Allow = 1 "allow",
+    }
+}
+
+codes! {
+    /// Named causes that the kernel counts per CPU.
+    Counter: u32 {
+        /// Decisions that ended in `allow`.
+        Allowed = 0 "allowed",
+        /// Decisions that ended in `deny`.
+        Denied = 1 "denied",
+        /// Decisions that ended in `would_deny`.
+        WouldDenied = 2 "would_denied",
+        /// Questions put to the daemon.
+        Upcalls = 3 "upcalls",
+        /// First contacts that ran out of hold budget.
+        Timeouts = 4 "timeouts",
+        /// First contacts refused because too many were waiting.
+        Busy = 5 "busy",
+        /// Questions lost because the upcall ring was full.
+        UpcallRingFull = 6 "upcall_ring_full",
+        /// Records of an allowed action lost because the record ring was full.
+        RecordLostAllow = 7 "record_lost_allow",
+        /// Records of a denied action lost because the record ring was full.
+        RecordLostDeny = 8 "record_lost_deny",
+        /// Records of an action that audit mode let through, lost because the record ring was full.
+        RecordLostWouldDeny = 9 "record_lost_would_deny",
+        /// Process events lost because the record ring was full.
+        LifecycleLost = 10 "lifecycle_lost",
+        /// Forks that failed or died because no further process could be marked.
+        MarksFull = 11 "marks_full",
+        /// Sockets that could not be given their label, and were refused.
+        LabelFailed = 12 "label_failed",
+        /// Packets dropped because their task is over.
+        PacketsDropped = 13 "packets_dropped",
+        /// Verdicts found in the kernel's map.
+        CacheHits = 14 "cache_hits",
+        /// First contacts refused because the daemon was lost.
+        DaemonLost = 15 "daemon_lost",
+        /// Path walks that ran out of steps before they reached a root.
+        WalkTooDeep = 16 "walk_too_deep",
+    }
+}

@@ -1,0 +1,187 @@
+//! Keys and values of the maps. `agent-ebpf/src/maps.rs` says who writes and reads each.
+
+use bytemuck::{Pod, Zeroable};
+
+/// `PROCESSES`: the mark of a process, by thread group id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Mark {
+    /// Index into `TASKS`.
+    pub slot: u32,
+    /// Which of the slot's tasks: a mark of an earlier one is `ended`.
+    pub epoch: u32,
+    /// `task_struct.start_boottime` of the group leader in nanoseconds, 0 where the daemon set the mark.
+    pub start: u64,
+}
+
+/// `TASKS`: what the kernel must know of a task. Written by the daemon alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct TaskState {
+    /// End of life on the boot clock, nanoseconds.
+    pub deadline: u64,
+    /// A [`crate::TaskStatus`].
+    pub status: u32,
+    /// A [`crate::Mode`].
+    pub mode: u32,
+    /// Which of the slot's tasks this is.
+    pub epoch: u32,
+    /// Part of every verdict's key: a new number makes all older verdicts of this task unreachable.
+    pub generation: u32,
+    /// A [`crate::DaemonLoss`].
+    pub on_daemon_loss: u32,
+    /// SO_MARK for this task's sockets; 0 for none.
+    pub socket_mark: u32,
+}
+
+/// `USAGE`: what the kernel counts per task slot. Written by the kernel alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Usage {
+    /// Marked processes alive.
+    pub processes: i64,
+    /// First contacts waiting for the daemon.
+    pub outstanding: i64,
+}
+
+/// IPv4 or IPv6, as `AF_INET` and `AF_INET6` number them on Linux.
+pub const FAMILY_V4: u8 = 2;
+/// See [`FAMILY_V4`].
+pub const FAMILY_V6: u8 = 10;
+
+/// `CONNECT` key: one destination for one task under one generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
+#[repr(C)]
+pub struct ConnectKey {
+    /// Index into `TASKS`.
+    pub slot: u32,
+    /// The task's epoch.
+    pub epoch: u32,
+    /// The task's generation.
+    pub generation: u32,
+    /// Port, host byte order.
+    pub port: u16,
+    /// IP protocol number: 6 or 17.
+    pub protocol: u8,
+    /// [`FAMILY_V4`] or [`FAMILY_V6`]; an IPv4-mapped IPv6 address is keyed as IPv4.
+    pub family: u8,
+    /// Network byte order; IPv4 in the first four bytes, the rest 0.
+    pub address: [u8; 16],
+}
+
+/// `READ` key: one class of secrets for one task under one generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
+#[repr(C)]
+pub struct ReadKey {
+    /// Index into `TASKS`.
+    pub slot: u32,
+    /// The task's epoch.
+    pub epoch: u32,
+    /// The task's generation.
+    pub generation: u32,
+    /// The secret's class.
+    pub class: u32,
+}
+
+/// `SECRETS` and `DIRECTORIES` key: a file as the kernel knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct FileKey {
+    /// `super_block.s_dev`, which on btrfs and overlayfs is not what stat(2) says.
+    pub device: u64,
+    /// `inode.i_ino`.
+    pub inode: u64,
+}
+
+/// `CONNECT` and `READ` value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Verdict {
+    /// Last instant at which it may be used, on the boot clock in nanoseconds; `u64::MAX` for ever.
+    pub not_after: u64,
+    /// The daemon's number for the policies behind it; 0 for none.
+    pub detail: u32,
+    /// A [`crate::Effect`]: what policy says; the task's mode is applied by the kernel.
+    pub effect: u8,
+    /// A [`crate::Reason`].
+    pub reason: u8,
+    /// 1: for the process that is waiting now, not for the next one.
+    pub once: u8,
+    /// Always 0.
+    pub pad: u8,
+}
+
+/// `LABELS`: the label of a socket (`sk_storage`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct SocketLabel {
+    /// Index into `TASKS`.
+    pub slot: u32,
+    /// The task's epoch.
+    pub epoch: u32,
+    /// Thread group that made the socket.
+    pub tgid: u32,
+    /// 1 once a drop on this socket was recorded: one record a socket, the packets are counted.
+    pub drop_recorded: u32,
+}
+
+/// `SETTINGS`: one value, written by the daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Settings {
+    /// Last sign of life of the decision thread, boot clock, nanoseconds.
+    pub heartbeat: u64,
+    /// A heartbeat older than this, in nanoseconds, means that the daemon is lost.
+    pub stale_after: u64,
+    /// How long a first contact is held, nanoseconds; 0 never holds.
+    pub hold_budget: u64,
+    /// First contacts that may wait at once, all tasks together.
+    pub max_holders: u32,
+    /// First contacts that may wait at once for one task.
+    pub max_outstanding: u32,
+    /// Marked processes at most; a fork beyond it does not survive.
+    pub max_marks: u32,
+    /// The daemon's own thread group.
+    pub daemon_tgid: u32,
+}
+
+/// `LEARNED`: files that the daemon opened last, as the kernel knows them.
+///
+/// An overlayfs open shows two: the overlay's inode, then the real one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Learned {
+    /// How many of `files` are set since the daemon last reset this to 0.
+    pub count: u64,
+    /// In the order of the opens.
+    pub files: [FileKey; LEARNED_FILES],
+}
+
+/// Length of [`Learned::files`].
+pub const LEARNED_FILES: usize = 4;
+
+/// Slots of `TASKS` and `USAGE`: tasks alive at once.
+pub const MAX_TASKS: u32 = 4096;
+/// Marked processes that `PROCESSES` holds.
+pub const MAX_PROCESSES: u32 = 65_536;
+/// What `Settings::max_marks` leaves free in `PROCESSES`: forks under way on all CPUs when the limit is met.
+pub const MARK_RESERVE: u32 = 4096;
+/// Capacity of `CONNECT`.
+pub const MAX_CONNECT: u32 = 65_536;
+/// Capacity of `READ`.
+pub const MAX_READ: u32 = 65_536;
+/// Capacity of `SECRETS` and of `DIRECTORIES`.
+pub const MAX_SECRETS: u32 = 65_536;
+
+const _: () = {
+    assert!(size_of::<Mark>() == 16);
+    assert!(size_of::<TaskState>() == 32);
+    assert!(size_of::<Usage>() == 16);
+    assert!(size_of::<ConnectKey>() == 32);
+    assert!(size_of::<ReadKey>() == 16);
+    assert!(size_of::<FileKey>() == 16);
+    assert!(size_of::<Verdict>() == 16);
+    assert!(size_of::<SocketLabel>() == 16);
+    assert!(size_of::<Settings>() == 40);
+    assert!(size_of::<Learned>() == 72);
+};

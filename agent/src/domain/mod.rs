@@ -1,0 +1,16 @@
+//! Plain types that every module shares. No I/O, no aya, no cedar, no procfs.
+
+pub mod decision;
+pub mod label;
+pub mod resource;
+pub mod task;
+
+pub use decision::{Decision, Lifetime, PolicyRef, Shadow};
+pub use label::{Label, LabelSet};
+pub use resource::{Endpoint, Protocol};
+pub use task::{AgentFacts, IntentFacts, TaskFacts, TaskId, UserFacts};
+
+pub use agent_common::{Action, Effect, Mode, Reason, Source};
+
+/// Milliseconds since 1970-01-01 UTC: Cedar's `datetime`.
+pub type UnixMillis = i64;
