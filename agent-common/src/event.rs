@@ -163,7 +163,6 @@ pub struct Exited {
 
 /// One decoded item of a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "events live on the stack for one turn of a loop and are never boxed")]
 pub enum Event {
     /// A question.
     Ask(Ask),
