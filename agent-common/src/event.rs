@@ -18,6 +18,15 @@ pub const KIND_EXITED: u32 = 5;
 
 /// Longest path that [`Executed`] carries.
 pub const PATH_LEN: usize = 256;
+/// Longest file name that [`Object`] carries.
+pub const NAME_LEN: usize = 64;
+
+/// [`Ask::held`]: nobody waits and the action went through: the daemon writes the record (audit mode).
+pub const HELD_AUDIT: u8 = 0;
+/// [`Ask::held`]: a process waits for the answer.
+pub const HELD_WAITS: u8 = 1;
+/// [`Ask::held`]: nobody waits, the action was refused: the answer serves the retry.
+pub const HELD_REFUSED: u8 = 2;
 
 /// Who acts: the calling process as the kernel saw it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -49,18 +58,18 @@ pub struct Object {
     pub connect: ConnectKey,
     /// `Read`: the file.
     pub file: FileKey,
+    /// `Read`: the protected directory above the file, where it is protected by one; else 0.
+    pub directory: FileKey,
+    /// `Read`: the last component of the path, cut at [`NAME_LEN`], NUL padded.
+    pub name: [u8; NAME_LEN],
     /// `Read`: the secret's class.
     pub class: u32,
     /// `Socket`: address family.
-    pub family: u16,
+    pub family: u32,
     /// `Socket`: type, such as `SOCK_RAW`.
-    pub socket_type: u8,
-    /// `Socket`: protocol's low byte; the whole is in `protocol`.
-    pub pad: u8,
+    pub socket_type: u32,
     /// `Socket`: protocol.
     pub protocol: u32,
-    /// Always 0.
-    pub pad2: u32,
 }
 
 /// `UPCALLS`: a verdict that the kernel does not hold.
@@ -71,7 +80,7 @@ pub struct Ask {
     pub kind: u32,
     /// A [`crate::Action`].
     pub action: u8,
-    /// 1 if a process waits for the answer; 0 in audit mode, where the daemon writes the record.
+    /// [`HELD_AUDIT`], [`HELD_WAITS`] or [`HELD_REFUSED`].
     pub held: u8,
     /// Always 0.
     pub pad: u16,
@@ -269,16 +278,27 @@ impl Executed {
 impl Actor {
     /// The command name without its padding.
     pub fn comm(&self) -> &[u8] {
-        let end = self.comm.iter().position(|&b| b == 0).unwrap_or(self.comm.len());
-        self.comm.get(..end).unwrap_or(&self.comm)
+        until_nul(&self.comm)
     }
+}
+
+impl Object {
+    /// The file name without its padding.
+    pub fn name(&self) -> &[u8] {
+        until_nul(&self.name)
+    }
+}
+
+fn until_nul(bytes: &[u8]) -> &[u8] {
+    let end = bytes.iter().position(|&b| b == 0).unwrap_or(bytes.len());
+    bytes.get(..end).unwrap_or(bytes)
 }
 
 const _: () = {
     assert!(size_of::<Actor>() == 48);
-    assert!(size_of::<Object>() == 64);
-    assert!(size_of::<Ask>() == 128);
-    assert!(size_of::<Decided>() == 144);
+    assert!(size_of::<Object>() == 144);
+    assert!(size_of::<Ask>() == 208);
+    assert!(size_of::<Decided>() == 224);
     assert!(size_of::<Forked>() == 72);
     assert!(size_of::<Executed>() == 320);
     assert!(size_of::<Exited>() == 72);

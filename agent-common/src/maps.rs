@@ -14,6 +14,9 @@ pub struct Mark {
     pub start: u64,
 }
 
+/// [`Mark::slot`] of the daemon itself: never governed, never inherited; its opens feed `LEARNED`.
+pub const SLOT_DAEMON: u32 = u32::MAX;
+
 /// `TASKS`: what the kernel must know of a task. Written by the daemon alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]

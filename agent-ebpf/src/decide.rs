@@ -1,0 +1,297 @@
+//! Task state, then verdict, then hold: the only place that turns a verdict into what the caller gets.
+//!
+//! The order is the same for every guard. The task's own state and deadline come before any verdict, so that expiry and
+//! revocation hold while the daemon is dead. A verdict that the kernel lacks is asked of the daemon while the caller is
+//! held in a bounded `bpf_loop`; whatever goes wrong on that way denies, each with its own reason.
+
+use core::ffi::c_void;
+
+use agent_common::event::{Ask, HELD_AUDIT, HELD_REFUSED, HELD_WAITS, KIND_ASK, Object};
+use agent_common::maps::{ConnectKey, Mark, ReadKey, Settings, TaskState, Usage, Verdict};
+use agent_common::{Action, Counter, DaemonLoss, Effect, Mode, Reason, Source, TaskStatus};
+use aya_ebpf::helpers::generated::{bpf_ktime_get_boot_ns, bpf_loop};
+
+use crate::current;
+use crate::maps::{CONNECT, READ, SETTINGS, TASKS, TOTALS, UPCALLS, USAGE, count};
+use crate::record::{self, Outcome};
+
+/// Index into `TOTALS`: first contacts that wait, all tasks together.
+const HOLDERS: u32 = 1;
+/// Turns of the hold's loop at most; the clock ends it long before.
+const MAX_TURNS: u32 = 1 << 20;
+
+/// Nanoseconds since boot, suspend included: the clock of deadlines.
+#[inline(always)]
+pub fn now() -> u64 {
+    // SAFETY: the helper takes nothing and returns a number.
+    unsafe { bpf_ktime_get_boot_ns() }
+}
+
+/// A key of one of the verdict maps.
+pub trait Key: Copy {
+    /// What is asked.
+    const ACTION: Action;
+    /// Fills in whose verdict it is.
+    fn of(self, mark: &Mark, generation: u32) -> Self;
+    /// The verdict that the kernel holds.
+    fn verdict(&self) -> Option<Verdict>;
+    /// Drops a verdict that was meant for one process.
+    fn forget(&self);
+    /// One turn of the hold: 1 ends it.
+    const TURN: unsafe extern "C" fn(u32, *mut c_void) -> i64;
+}
+
+impl Key for ConnectKey {
+    const ACTION: Action = Action::Connect;
+    const TURN: unsafe extern "C" fn(u32, *mut c_void) -> i64 = connect_turn;
+
+    #[inline(always)]
+    fn of(self, mark: &Mark, generation: u32) -> Self {
+        Self { slot: mark.slot, epoch: mark.epoch, generation, ..self }
+    }
+
+    #[inline(always)]
+    fn verdict(&self) -> Option<Verdict> {
+        // SAFETY: the value is copied at once.
+        unsafe { CONNECT.get(self).copied() }
+    }
+
+    #[inline(always)]
+    fn forget(&self) {
+        let _ = CONNECT.remove(self);
+    }
+}
+
+impl Key for ReadKey {
+    const ACTION: Action = Action::Read;
+    const TURN: unsafe extern "C" fn(u32, *mut c_void) -> i64 = read_turn;
+
+    #[inline(always)]
+    fn of(self, mark: &Mark, generation: u32) -> Self {
+        Self { slot: mark.slot, epoch: mark.epoch, generation, ..self }
+    }
+
+    #[inline(always)]
+    fn verdict(&self) -> Option<Verdict> {
+        // SAFETY: the value is copied at once.
+        unsafe { READ.get(self).copied() }
+    }
+
+    #[inline(always)]
+    fn forget(&self) {
+        let _ = READ.remove(self);
+    }
+}
+
+/// What the hold's loop looks at.
+#[repr(C)]
+struct Hold<K> {
+    key: K,
+    until: u64,
+}
+
+// The callbacks must not be exported: the verifier wants them static.
+unsafe extern "C" fn connect_turn(_turn: u32, hold: *mut c_void) -> i64 {
+    // SAFETY: `wait` passes a `Hold<ConnectKey>` on its own stack.
+    turn(unsafe { &*hold.cast::<Hold<ConnectKey>>() })
+}
+
+unsafe extern "C" fn read_turn(_turn: u32, hold: *mut c_void) -> i64 {
+    // SAFETY: `wait` passes a `Hold<ReadKey>` on its own stack.
+    turn(unsafe { &*hold.cast::<Hold<ReadKey>>() })
+}
+
+#[inline(always)]
+fn turn<K: Key>(hold: &Hold<K>) -> i64 {
+    i64::from(hold.key.verdict().is_some_and(|verdict| verdict.not_after >= now()) || now() >= hold.until)
+}
+
+/// Why a task may do nothing more, if so.
+#[inline(always)]
+pub fn over(task: &TaskState, epoch: u32, now: u64) -> Option<Reason> {
+    if task.epoch != epoch {
+        return Some(Reason::Ended);
+    }
+    if task.status == TaskStatus::Revoked.code() {
+        return Some(Reason::Revoked);
+    }
+    if task.status == TaskStatus::Expired.code() {
+        return Some(Reason::Expired);
+    }
+    if task.status != TaskStatus::Active.code() {
+        return Some(Reason::Ended);
+    }
+    if now >= task.deadline { Some(Reason::Expired) } else { None }
+}
+
+/// A deny that needs no verdict, with the task's mode applied. True if the action may go on.
+#[inline(always)]
+pub fn refuse(mark: &Mark, action: Action, reason: Reason, object: &Object) -> bool {
+    let (mode, generation) = match TASKS.get(mark.slot) {
+        Some(task) if task.epoch == mark.epoch => (task.mode, task.generation),
+        _ => (Mode::Enforce.code(), 0),
+    };
+    let outcome = Outcome { generation, ..structural(Effect::Deny, reason) };
+    finish(mark, action, mode, outcome, now(), object)
+}
+
+/// Whether a task may go on at all; if not, that is recorded.
+#[inline(always)]
+pub fn admit(mark: &Mark, action: Action, object: &Object) -> bool {
+    let reason = match TASKS.get(mark.slot) {
+        Some(task) => over(task, mark.epoch, now()),
+        None => Some(Reason::Undecidable),
+    };
+    match reason {
+        Some(reason) => refuse(mark, action, reason, object),
+        None => true,
+    }
+}
+
+/// Decides one action of a marked process. True if it may go on.
+#[inline(always)]
+pub fn decide<K: Key>(mark: &Mark, key: K, object: &mut Object, set: fn(&mut Object, &K)) -> bool {
+    let time = now();
+    let Some(task) = TASKS.get(mark.slot).copied() else {
+        return refuse(mark, K::ACTION, Reason::Undecidable, object);
+    };
+    let key = key.of(mark, task.generation);
+    set(object, &key);
+    if let Some(reason) = over(&task, mark.epoch, time) {
+        return refuse(mark, K::ACTION, reason, object);
+    }
+    let mut outcome = match key.verdict() {
+        Some(verdict) if verdict.once == 0 && verdict.not_after >= time => {
+            count(Counter::CacheHits);
+            by_verdict(&verdict, Source::Cache)
+        }
+        _ if task.mode == Mode::Audit.code() => {
+            if ask(mark, K::ACTION, HELD_AUDIT, time, object) {
+                // The daemon writes the record: what would have been decided is for it to say.
+                return true;
+            }
+            structural(Effect::Deny, Reason::UpcallLost)
+        }
+        _ => first_contact(mark, &key, &task, time, object),
+    };
+    outcome.generation = task.generation;
+    finish(mark, K::ACTION, task.mode, outcome, time, object)
+}
+
+#[inline(always)]
+fn by_verdict(verdict: &Verdict, source: Source) -> Outcome {
+    // What is not an allow with a known reason is a deny: nothing here is taken on trust.
+    let effect = if verdict.effect == Effect::Allow.code() { Effect::Allow } else { Effect::Deny };
+    let reason = Reason::from_code(verdict.reason).unwrap_or(Reason::Undecidable);
+    Outcome { effect, reason, source, detail: verdict.detail, generation: 0, latency: 0 }
+}
+
+#[inline(always)]
+fn structural(effect: Effect, reason: Reason) -> Outcome {
+    Outcome { effect, reason, source: Source::Structural, detail: 0, generation: 0, latency: 0 }
+}
+
+/// Asks the daemon and holds the caller for the answer.
+#[inline(always)]
+fn first_contact<K: Key>(mark: &Mark, key: &K, task: &TaskState, time: u64, object: &Object) -> Outcome {
+    let (Some(settings), Some(usage), Some(holders)) =
+        (SETTINGS.get(0), USAGE.get_ptr_mut(mark.slot), TOTALS.get_ptr_mut(HOLDERS))
+    else {
+        return structural(Effect::Deny, Reason::Undecidable);
+    };
+    if time.saturating_sub(settings.heartbeat) > settings.stale_after {
+        count(Counter::DaemonLost);
+        let allow = task.on_daemon_loss == DaemonLoss::Allow.code();
+        return structural(if allow { Effect::Allow } else { Effect::Deny }, Reason::DaemonLost);
+    }
+    let outstanding = outstanding_of(usage);
+    let busy = add(outstanding, 1) >= i64::from(settings.max_outstanding)
+        || add(holders, 1) >= i64::from(settings.max_holders);
+    let outcome = if busy {
+        count(Counter::Busy);
+        ask(mark, K::ACTION, HELD_REFUSED, time, object);
+        structural(Effect::Deny, Reason::Busy)
+    } else {
+        held(mark, key, settings, time, object)
+    };
+    // `holders` counts even the refused, for the moment that their question takes; the next caller sees them go.
+    add(holders, -1);
+    add(outstanding, -1);
+    outcome
+}
+
+#[inline(always)]
+fn held<K: Key>(mark: &Mark, key: &K, settings: &Settings, time: u64, object: &Object) -> Outcome {
+    if settings.hold_budget == 0 {
+        ask(mark, K::ACTION, HELD_REFUSED, time, object);
+        count(Counter::Timeouts);
+        return structural(Effect::Deny, Reason::Timeout);
+    }
+    if !ask(mark, K::ACTION, HELD_WAITS, time, object) {
+        return structural(Effect::Deny, Reason::UpcallLost);
+    }
+    let mut hold = Hold { key: *key, until: time + settings.hold_budget };
+    // SAFETY: the callback is static and takes what is passed; the loop is bounded by turns and by the clock.
+    unsafe { bpf_loop(MAX_TURNS, K::TURN as *mut c_void, (&raw mut hold).cast(), 0) };
+    let latency = now() - time;
+    let mut outcome = match key.verdict() {
+        Some(verdict) if verdict.not_after >= time => {
+            if verdict.once != 0 {
+                key.forget();
+            }
+            by_verdict(&verdict, Source::Upcall)
+        }
+        _ => {
+            count(Counter::Timeouts);
+            structural(Effect::Deny, Reason::Timeout)
+        }
+    };
+    outcome.latency = latency.min(u64::from(u32::MAX)) as u32;
+    outcome
+}
+
+/// Puts a question to the daemon. False if it was lost.
+#[inline(always)]
+fn ask(mark: &Mark, action: Action, held: u8, time: u64, object: &Object) -> bool {
+    let Some(mut entry) = UPCALLS.reserve_untyped::<Ask>(0) else {
+        count(Counter::UpcallRingFull);
+        return false;
+    };
+    let actor = current::actor(mark);
+    entry.write(Ask { kind: KIND_ASK, action: action.code(), held, pad: 0, time, actor, object: *object });
+    entry.submit(0);
+    count(Counter::Upcalls);
+    true
+}
+
+#[inline(always)]
+fn finish(mark: &Mark, action: Action, mode: u32, mut outcome: Outcome, time: u64, object: &Object) -> bool {
+    if outcome.effect == Effect::Deny && mode == Mode::Audit.code() {
+        outcome.effect = Effect::WouldDeny;
+    }
+    record::decided(action, outcome, time, current::actor(mark), object);
+    outcome.effect != Effect::Deny
+}
+
+#[inline(always)]
+fn outstanding_of(usage: *mut Usage) -> *mut i64 {
+    // SAFETY: a projection inside the map value.
+    unsafe { &raw mut (*usage).outstanding }
+}
+
+/// Adds to a shared count and returns what it was before.
+///
+/// By hand, since the target has no `AtomicI64::fetch_add`: rustc counts BPF among the machines without compare-and-swap.
+#[inline(always)]
+pub fn add(count: *mut i64, by: i64) -> i64 {
+    let mut value = by;
+    // SAFETY: the pointer is into a live map value and aligned. `BPF_ATOMIC | BPF_FETCH`, Linux 5.12 and later.
+    unsafe {
+        core::arch::asm!(
+            "{value} = atomic_fetch_add((u64 *)({count} + 0), {value})",
+            value = inout(reg) value,
+            count = in(reg) count,
+        );
+    }
+    value
+}

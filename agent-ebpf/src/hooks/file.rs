@@ -1,0 +1,126 @@
+//! Secret reads, where BPF LSM works: the file is known by device and inode, never by its path.
+
+use agent_common::event::{NAME_LEN, Object};
+use agent_common::maps::{FileKey, LEARNED_FILES, Mark, ReadKey, SLOT_DAEMON};
+use agent_common::{Action, Counter, Reason};
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
+use aya_ebpf::macros::lsm;
+use aya_ebpf::programs::LsmContext;
+use bytemuck::Zeroable;
+use core::ffi::c_void;
+
+use crate::current;
+use crate::decide::{self, decide};
+use crate::maps::{DIRECTORIES, LEARNED, SECRETS, count};
+use crate::offsets::{self, address_of, member};
+
+const EPERM: i32 = 1;
+/// Directories above a file that are looked at; a file deeper than this is refused.
+const MAX_DEPTH: u32 = 64;
+
+/// `fs/open.c: do_dentry_open`: every open but `O_PATH`, which reads nothing.
+#[lsm(hook = "file_open")]
+pub fn file_open(ctx: LsmContext) -> i32 {
+    let earlier: i32 = ctx.arg(1);
+    if earlier != 0 {
+        return earlier;
+    }
+    let Some(mark) = current::mark_of(current::tgid()) else { return 0 };
+    if open(&mark, ctx.arg(0)) { 0 } else { -EPERM }
+}
+
+#[inline(always)]
+fn open(mark: &Mark, file: *const c_void) -> bool {
+    // SAFETY: the hook's first argument is a `file`; each pointer is a member of the one before.
+    let (key, dentry): (FileKey, *const c_void) = unsafe {
+        let inode: *const c_void = member(file, &offsets::file__f_inode);
+        let path = address_of(file, &offsets::file__f_path);
+        (key_of(inode), member(path, &offsets::path__dentry))
+    };
+    if mark.slot == SLOT_DAEMON {
+        learn(key);
+        return true;
+    }
+    let mut object = Object { file: key, ..Object::zeroed() };
+    match classify(key, dentry, &mut object) {
+        Class::Free => true,
+        Class::Unknown => decide::refuse(mark, Action::Read, Reason::Undecidable, &object),
+        Class::Secret(class) => {
+            name(dentry, &mut object);
+            object.class = class;
+            decide(mark, ReadKey { class, ..ReadKey::zeroed() }, &mut object, |_, _| {})
+        }
+    }
+}
+
+enum Class {
+    Free,
+    Secret(u32),
+    Unknown,
+}
+
+/// By the inode itself, then by the directories above it.
+#[inline(always)]
+fn classify(key: FileKey, dentry: *const c_void, object: &mut Object) -> Class {
+    // SAFETY: the value is copied at once.
+    if let Some(class) = unsafe { SECRETS.get(key).copied() } {
+        return Class::Secret(class);
+    }
+    let mut at = dentry;
+    for _ in 0..MAX_DEPTH {
+        // SAFETY: `at` is a `dentry`, as are its parents; all of them share the file's super block.
+        let (inode, parent): (*const c_void, *const c_void) =
+            unsafe { (member(at, &offsets::dentry__d_inode), member(at, &offsets::dentry__d_parent)) };
+        // SAFETY: as above.
+        let number: u64 = unsafe { member(inode, &offsets::inode__i_ino) };
+        let directory = FileKey { device: key.device, inode: number };
+        // SAFETY: the value is copied at once.
+        if let Some(class) = unsafe { DIRECTORIES.get(directory).copied() } {
+            object.directory = directory;
+            return Class::Secret(class);
+        }
+        if parent == at {
+            return Class::Free;
+        }
+        at = parent;
+    }
+    count(Counter::WalkTooDeep);
+    Class::Unknown
+}
+
+/// # Safety
+/// `inode` must be an `inode` to the verifier.
+#[inline(always)]
+unsafe fn key_of(inode: *const c_void) -> FileKey {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let sb: *const c_void = member(inode, &offsets::inode__i_sb);
+        let device: u32 = member(sb, &offsets::super_block__s_dev);
+        FileKey { device: u64::from(device), inode: member(inode, &offsets::inode__i_ino) }
+    }
+}
+
+/// Notes how the kernel knows a file that the daemon opens: `stat(2)` tells another device on btrfs and overlayfs.
+#[inline(always)]
+fn learn(key: FileKey) {
+    let Some(learned) = LEARNED.get_ptr_mut(0) else { return };
+    // SAFETY: one map value, written here for opens of the daemon's one loading thread only.
+    unsafe {
+        let at = (*learned).count;
+        (*learned).count = at.saturating_add(1);
+        if at < LEARNED_FILES as u64 {
+            (*learned).files[(at & (LEARNED_FILES as u64 - 1)) as usize] = key;
+        }
+    }
+}
+
+/// The last component of the path, for the record.
+#[inline(always)]
+fn name(dentry: *const c_void, object: &mut Object) {
+    let qstr = address_of(dentry, &offsets::dentry__d_name);
+    // SAFETY: `d_name` is a `qstr` inside the dentry; the string read is bounded and faults read as an error.
+    unsafe {
+        let text: *const c_void = member(qstr, &offsets::qstr__name);
+        bpf_probe_read_kernel_str((&raw mut object.name).cast(), NAME_LEN as u32, text);
+    }
+}

@@ -1,0 +1,6 @@
+//! One file per thing guarded. Each hook is thin: find the mark, name the object, let `decide` answer.
+
+mod file;
+mod net;
+mod process;
+mod socket;

@@ -1,0 +1,108 @@
+//! Outbound connections and datagrams: the address that the caller names.
+//!
+//! Attached at the root cgroup, since cgroup programs run for the cgroup of a socket's creator; decided on the caller's
+//! mark, and refused unless the socket carries the same task's label.
+
+use agent_common::Reason;
+use agent_common::event::Object;
+use agent_common::maps::{ConnectKey, FAMILY_V4, FAMILY_V6};
+use aya_ebpf::macros::cgroup_sock_addr;
+use aya_ebpf::programs::SockAddrContext;
+use bytemuck::Zeroable;
+
+use crate::current;
+use crate::decide::{self, decide};
+use crate::maps::LABELS;
+
+const ALLOW: i32 = 1;
+const DENY: i32 = 0;
+const IPPROTO_TCP: u32 = 6;
+const IPPROTO_UDP: u32 = 17;
+
+/// `net/ipv4/tcp_ipv4.c: tcp_v4_pre_connect`, `net/ipv4/udp.c: udp_pre_connect`.
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(ctx: SockAddrContext) -> i32 {
+    guard(&ctx, FAMILY_V4)
+}
+
+/// `net/ipv6/tcp_ipv6.c: tcp_v6_pre_connect`, `net/ipv6/udp.c: udpv6_pre_connect`; IPv4-mapped addresses come here too.
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(ctx: SockAddrContext) -> i32 {
+    guard(&ctx, FAMILY_V6)
+}
+
+/// `net/ipv4/udp.c: udp_sendmsg` of an unconnected socket.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    guard(&ctx, FAMILY_V4)
+}
+
+/// `net/ipv6/udp.c: udpv6_sendmsg` of an unconnected socket.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
+    guard(&ctx, FAMILY_V6)
+}
+
+#[inline(always)]
+fn guard(ctx: &SockAddrContext, family: u8) -> i32 {
+    let Some(mark) = current::task_mark() else { return ALLOW };
+    let mut object = Object::zeroed();
+    let key = destination(ctx, family);
+    object.connect = ConnectKey { slot: mark.slot, epoch: mark.epoch, ..key };
+    // SAFETY: `sk` is a field of the program's context, which the verifier checks.
+    let socket = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
+    // SAFETY: as above.
+    let protocol = unsafe { (*ctx.sock_addr).protocol };
+    let ours = LABELS.get(socket.cast()).is_some_and(|label| label.slot == mark.slot && label.epoch == mark.epoch);
+    let go_on = if protocol != IPPROTO_TCP && protocol != IPPROTO_UDP {
+        decide::refuse(&mark, agent_common::Action::Connect, Reason::UnsupportedPath, &object)
+    } else if !ours {
+        decide::refuse(&mark, agent_common::Action::Connect, Reason::ForeignSocket, &object)
+    } else {
+        decide(&mark, key, &mut object, |object, key| object.connect = *key)
+    };
+    if go_on { ALLOW } else { DENY }
+}
+
+/// The destination as packets will carry it: IPv4-mapped as IPv4, the unspecified address as loopback.
+#[inline(always)]
+fn destination(ctx: &SockAddrContext, family: u8) -> ConnectKey {
+    let mut key = ConnectKey::zeroed();
+    let addr = ctx.sock_addr;
+    // SAFETY: constant offsets into the program's context. Volatile, one word at a time: the verifier refuses a wider or
+    // indexed access.
+    unsafe {
+        key.port = u16::from_be(core::ptr::read_volatile(&raw const (*addr).user_port) as u16);
+        key.protocol = core::ptr::read_volatile(&raw const (*addr).protocol) as u8;
+        if family == FAMILY_V4 {
+            let word = core::ptr::read_volatile(&raw const (*addr).user_ip4);
+            set_v4(&mut key, word);
+        } else {
+            let a = core::ptr::read_volatile(&raw const (*addr).user_ip6[0]);
+            let b = core::ptr::read_volatile(&raw const (*addr).user_ip6[1]);
+            let c = core::ptr::read_volatile(&raw const (*addr).user_ip6[2]);
+            let d = core::ptr::read_volatile(&raw const (*addr).user_ip6[3]);
+            set_v6(&mut key, [a, b, c, d]);
+        }
+    }
+    key
+}
+
+/// `word` is in network byte order.
+#[inline(always)]
+fn set_v4(key: &mut ConnectKey, word: u32) {
+    let word = if word == 0 { u32::from_ne_bytes([127, 0, 0, 1]) } else { word };
+    key.family = FAMILY_V4;
+    key.address = bytemuck::cast([word, 0, 0, 0]);
+}
+
+#[inline(always)]
+fn set_v6(key: &mut ConnectKey, words: [u32; 4]) {
+    let [a, b, c, d] = words;
+    if a == 0 && b == 0 && c == u32::from_be(0xffff) {
+        return set_v4(key, d);
+    }
+    let d = if a | b | c | d == 0 { u32::from_be(1) } else { d };
+    key.family = FAMILY_V6;
+    key.address = bytemuck::cast([a, b, c, d]);
+}

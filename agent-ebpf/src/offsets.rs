@@ -1,0 +1,49 @@
+//! Where the running kernel keeps what the programs read. The loader sets each from the kernel's own BTF; rustc cannot
+//! emit the relocations that would do it otherwise.
+//!
+//! Names are `STRUCT__MEMBER` in lower case, which `agent/src/kernel/offsets.rs` resolves; `u64::MAX` is what an unset
+//! offset would read at, and no program loads with it.
+
+use aya_ebpf::Global;
+
+macro_rules! offsets {
+    ($($name:ident)+) => { $(
+        #[unsafe(no_mangle)]
+        pub static $name: Global<u64> = Global::new(u64::MAX);
+    )+ };
+}
+
+offsets! {
+    task_struct__pid
+    task_struct__tgid
+    task_struct__start_boottime
+    task_struct__signal
+    signal_struct__live
+    linux_binprm__filename
+    file__f_inode
+    file__f_path
+    path__dentry
+    inode__i_sb
+    inode__i_ino
+    super_block__s_dev
+    dentry__d_parent
+    dentry__d_inode
+    dentry__d_name
+    qstr__name
+}
+
+/// Reads a member of a kernel struct.
+///
+/// # Safety
+/// `base` must be a pointer that the verifier knows as a pointer to the struct that `offset` belongs to.
+#[inline(always)]
+pub unsafe fn member<T: Copy>(base: *const core::ffi::c_void, offset: &Global<u64>) -> T {
+    // SAFETY: the verifier checks type and offset, and a fault reads as 0 (`BPF_PROBE_MEM`).
+    unsafe { core::ptr::read_volatile(base.byte_add(offset.load() as usize).cast::<T>()) }
+}
+
+/// A pointer to a member that is itself a struct.
+#[inline(always)]
+pub fn address_of(base: *const core::ffi::c_void, offset: &Global<u64>) -> *const core::ffi::c_void {
+    base.wrapping_byte_add(offset.load() as usize)
+}
