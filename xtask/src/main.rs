@@ -1,2 +1,43 @@
-//! To come.
-fn main() {}
+//! `cargo xtask`: sets up, builds and checks the project, and runs its tests here and in virtual machines.
+
+mod build;
+mod command;
+mod ebpf;
+mod repo;
+mod setup;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Sets up, builds, checks and tests Writ.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Setup(setup::Options),
+    Build(build::Options),
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().verb) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> anyhow::Result<ExitCode> {
+    match verb {
+        Verb::Setup(options) => setup::run(&options)?,
+        Verb::Build(options) => build::run(&options)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
