@@ -84,6 +84,10 @@ pub struct Ask {
     pub held: u8,
     /// Always 0.
     pub pad: u16,
+    /// The task's generation: part of the key under which the answer is looked for.
+    pub generation: u32,
+    /// Always 0.
+    pub pad2: u32,
     /// When, boot clock, nanoseconds.
     pub time: u64,
     /// Who.
@@ -297,7 +301,7 @@ fn until_nul(bytes: &[u8]) -> &[u8] {
 const _: () = {
     assert!(size_of::<Actor>() == 48);
     assert!(size_of::<Object>() == 144);
-    assert!(size_of::<Ask>() == 208);
+    assert!(size_of::<Ask>() == 216);
     assert!(size_of::<Decided>() == 224);
     assert!(size_of::<Forked>() == 72);
     assert!(size_of::<Executed>() == 320);

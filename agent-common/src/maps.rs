@@ -144,8 +144,8 @@ pub struct Settings {
     pub max_outstanding: u32,
     /// Marked processes at most; a fork beyond it does not survive.
     pub max_marks: u32,
-    /// The daemon's own thread group.
-    pub daemon_tgid: u32,
+    /// The daemon thread whose opens feed `LEARNED` (a thread id).
+    pub learner: u32,
 }
 
 /// `LEARNED`: files that the daemon opened last, as the kernel knows them.

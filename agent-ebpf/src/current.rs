@@ -13,6 +13,12 @@ pub fn tgid() -> u32 {
     (bpf_get_current_pid_tgid() >> 32) as u32
 }
 
+/// Thread id in the initial pid namespace.
+#[inline(always)]
+pub fn tid() -> u32 {
+    bpf_get_current_pid_tgid() as u32
+}
+
 /// The mark of a thread group. The one look-up that a process of no agent pays.
 #[inline(always)]
 pub fn mark_of(tgid: u32) -> Option<Mark> {
@@ -26,19 +32,17 @@ pub fn task_mark() -> Option<Mark> {
     mark_of(tgid()).filter(|mark| mark.slot != SLOT_DAEMON)
 }
 
-/// Who is calling.
+/// Writes who is calling into a ring entry.
 #[inline(always)]
-pub fn actor(mark: &Mark) -> Actor {
+pub fn describe(mark: &Mark, actor: &mut Actor) {
     let ids = bpf_get_current_pid_tgid();
-    Actor {
-        slot: mark.slot,
-        epoch: mark.epoch,
-        tgid: (ids >> 32) as u32,
-        tid: ids as u32,
-        uid: bpf_get_current_uid_gid() as u32,
-        pad: 0,
-        // SAFETY: the helper takes nothing and returns a number.
-        cgroup: unsafe { bpf_get_current_cgroup_id() },
-        comm: bpf_get_current_comm().unwrap_or_default(),
-    }
+    actor.slot = mark.slot;
+    actor.epoch = mark.epoch;
+    actor.tgid = (ids >> 32) as u32;
+    actor.tid = ids as u32;
+    actor.uid = bpf_get_current_uid_gid() as u32;
+    actor.pad = 0;
+    // SAFETY: the helper takes nothing and returns a number.
+    actor.cgroup = unsafe { bpf_get_current_cgroup_id() };
+    actor.comm = bpf_get_current_comm().unwrap_or_default();
 }

@@ -6,14 +6,14 @@
 
 use core::ffi::c_void;
 
-use agent_common::event::{Ask, HELD_AUDIT, HELD_REFUSED, HELD_WAITS, KIND_ASK, Object};
+use agent_common::event::{Actor, Ask, HELD_AUDIT, HELD_REFUSED, HELD_WAITS, KIND_ASK};
 use agent_common::maps::{ConnectKey, Mark, ReadKey, Settings, TaskState, Usage, Verdict};
 use agent_common::{Action, Counter, DaemonLoss, Effect, Mode, Reason, Source, TaskStatus};
 use aya_ebpf::helpers::generated::{bpf_ktime_get_boot_ns, bpf_loop};
 
 use crate::current;
 use crate::maps::{CONNECT, READ, SETTINGS, TASKS, TOTALS, UPCALLS, USAGE, count};
-use crate::record::{self, Outcome};
+use crate::record::{self, Describe, Outcome, Who, zeroed};
 
 /// Index into `TOTALS`: first contacts that wait, all tasks together.
 const HOLDERS: u32 = 1;
@@ -32,7 +32,7 @@ pub trait Key: Copy {
     /// What is asked.
     const ACTION: Action;
     /// Fills in whose verdict it is.
-    fn of(self, mark: &Mark, generation: u32) -> Self;
+    fn set_owner(&mut self, mark: &Mark, generation: u32);
     /// The verdict that the kernel holds.
     fn verdict(&self) -> Option<Verdict>;
     /// Drops a verdict that was meant for one process.
@@ -46,8 +46,8 @@ impl Key for ConnectKey {
     const TURN: unsafe extern "C" fn(u32, *mut c_void) -> i64 = connect_turn;
 
     #[inline(always)]
-    fn of(self, mark: &Mark, generation: u32) -> Self {
-        Self { slot: mark.slot, epoch: mark.epoch, generation, ..self }
+    fn set_owner(&mut self, mark: &Mark, generation: u32) {
+        (self.slot, self.epoch, self.generation) = (mark.slot, mark.epoch, generation);
     }
 
     #[inline(always)]
@@ -67,8 +67,8 @@ impl Key for ReadKey {
     const TURN: unsafe extern "C" fn(u32, *mut c_void) -> i64 = read_turn;
 
     #[inline(always)]
-    fn of(self, mark: &Mark, generation: u32) -> Self {
-        Self { slot: mark.slot, epoch: mark.epoch, generation, ..self }
+    fn set_owner(&mut self, mark: &Mark, generation: u32) {
+        (self.slot, self.epoch, self.generation) = (mark.slot, mark.epoch, generation);
     }
 
     #[inline(always)]
@@ -126,56 +126,69 @@ pub fn over(task: &TaskState, epoch: u32, now: u64) -> Option<Reason> {
 
 /// A deny that needs no verdict, with the task's mode applied. True if the action may go on.
 #[inline(always)]
-pub fn refuse(mark: &Mark, action: Action, reason: Reason, object: &Object) -> bool {
+pub fn refuse(mark: &Mark, action: Action, reason: Reason, what: &impl Describe) -> bool {
     let (mode, generation) = match TASKS.get(mark.slot) {
         Some(task) if task.epoch == mark.epoch => (task.mode, task.generation),
         _ => (Mode::Enforce.code(), 0),
     };
-    let outcome = Outcome { generation, ..structural(Effect::Deny, reason) };
-    finish(mark, action, mode, outcome, now(), object)
+    let mut outcome = structural(Effect::Deny, reason);
+    outcome.generation = generation;
+    finish(mark, action, mode, &mut outcome, now(), what)
 }
 
 /// Whether a task may go on at all; if not, that is recorded.
 #[inline(always)]
-pub fn admit(mark: &Mark, action: Action, object: &Object) -> bool {
+pub fn admit(mark: &Mark, action: Action, what: &impl Describe) -> bool {
     let reason = match TASKS.get(mark.slot) {
         Some(task) => over(task, mark.epoch, now()),
         None => Some(Reason::Undecidable),
     };
     match reason {
-        Some(reason) => refuse(mark, action, reason, object),
+        Some(reason) => refuse(mark, action, reason, what),
         None => true,
     }
 }
 
+/// One action of a marked process, on its way through the steps below.
+struct Question<'a, K, D> {
+    mark: &'a Mark,
+    key: &'a K,
+    what: &'a D,
+    generation: u32,
+    time: u64,
+}
+
 /// Decides one action of a marked process. True if it may go on.
 #[inline(always)]
-pub fn decide<K: Key>(mark: &Mark, key: K, object: &mut Object, set: fn(&mut Object, &K)) -> bool {
+pub fn decide<K: Key>(mark: &Mark, key: &mut K, what: &impl Describe) -> bool {
     let time = now();
-    let Some(task) = TASKS.get(mark.slot).copied() else {
-        return refuse(mark, K::ACTION, Reason::Undecidable, object);
+    let Some(task) = TASKS.get(mark.slot) else {
+        return refuse(mark, K::ACTION, Reason::Undecidable, what);
     };
-    let key = key.of(mark, task.generation);
-    set(object, &key);
-    if let Some(reason) = over(&task, mark.epoch, time) {
-        return refuse(mark, K::ACTION, reason, object);
+    if let Some(reason) = over(task, mark.epoch, time) {
+        return refuse(mark, K::ACTION, reason, what);
     }
+    // Read once: the daemon may change it at any moment, and question and answer must agree.
+    // SAFETY: a field of a live map value.
+    let generation = unsafe { core::ptr::read_volatile(&raw const task.generation) };
+    key.set_owner(mark, generation);
+    let question = Question { mark, key: &*key, what, generation, time };
     let mut outcome = match key.verdict() {
         Some(verdict) if verdict.once == 0 && verdict.not_after >= time => {
             count(Counter::CacheHits);
             by_verdict(&verdict, Source::Cache)
         }
         _ if task.mode == Mode::Audit.code() => {
-            if ask(mark, K::ACTION, HELD_AUDIT, time, object) {
+            if ask(&question, HELD_AUDIT) {
                 // The daemon writes the record: what would have been decided is for it to say.
                 return true;
             }
             structural(Effect::Deny, Reason::UpcallLost)
         }
-        _ => first_contact(mark, &key, &task, time, object),
+        _ => first_contact(&question, task),
     };
-    outcome.generation = task.generation;
-    finish(mark, K::ACTION, task.mode, outcome, time, object)
+    outcome.generation = generation;
+    finish(mark, K::ACTION, task.mode, &mut outcome, time, what)
 }
 
 #[inline(always)]
@@ -193,51 +206,50 @@ fn structural(effect: Effect, reason: Reason) -> Outcome {
 
 /// Asks the daemon and holds the caller for the answer.
 #[inline(always)]
-fn first_contact<K: Key>(mark: &Mark, key: &K, task: &TaskState, time: u64, object: &Object) -> Outcome {
+fn first_contact<K: Key, D: Describe>(question: &Question<'_, K, D>, task: &TaskState) -> Outcome {
     let (Some(settings), Some(usage), Some(holders)) =
-        (SETTINGS.get(0), USAGE.get_ptr_mut(mark.slot), TOTALS.get_ptr_mut(HOLDERS))
+        (SETTINGS.get(0), USAGE.get_ptr_mut(question.mark.slot), TOTALS.get_ptr_mut(HOLDERS))
     else {
         return structural(Effect::Deny, Reason::Undecidable);
     };
-    if time.saturating_sub(settings.heartbeat) > settings.stale_after {
+    if question.time.saturating_sub(settings.heartbeat) > settings.stale_after {
         count(Counter::DaemonLost);
         let allow = task.on_daemon_loss == DaemonLoss::Allow.code();
         return structural(if allow { Effect::Allow } else { Effect::Deny }, Reason::DaemonLost);
     }
+    // Holders keep their CPU: with all CPUs taken, a kernel that does not preempt could not run the daemon at all.
     let outstanding = outstanding_of(usage);
-    let busy = add(outstanding, 1) >= i64::from(settings.max_outstanding)
-        || add(holders, 1) >= i64::from(settings.max_holders);
-    let outcome = if busy {
-        count(Counter::Busy);
-        ask(mark, K::ACTION, HELD_REFUSED, time, object);
-        structural(Effect::Deny, Reason::Busy)
-    } else {
-        held(mark, key, settings, time, object)
-    };
-    // `holders` counts even the refused, for the moment that their question takes; the next caller sees them go.
+    let before = (add(outstanding, 1), add(holders, 1));
+    let busy = before.0 >= i64::from(settings.max_outstanding) || before.1 >= i64::from(settings.max_holders);
+    let outcome = if busy { refused_busy(question) } else { held(question, settings) };
     add(holders, -1);
     add(outstanding, -1);
     outcome
 }
 
 #[inline(always)]
-fn held<K: Key>(mark: &Mark, key: &K, settings: &Settings, time: u64, object: &Object) -> Outcome {
-    if settings.hold_budget == 0 {
-        ask(mark, K::ACTION, HELD_REFUSED, time, object);
-        count(Counter::Timeouts);
-        return structural(Effect::Deny, Reason::Timeout);
-    }
-    if !ask(mark, K::ACTION, HELD_WAITS, time, object) {
+fn refused_busy<K: Key, D: Describe>(question: &Question<'_, K, D>) -> Outcome {
+    count(Counter::Busy);
+    ask(question, HELD_REFUSED);
+    structural(Effect::Deny, Reason::Busy)
+}
+
+#[inline(always)]
+fn held<K: Key, D: Describe>(question: &Question<'_, K, D>, settings: &Settings) -> Outcome {
+    let waits = settings.hold_budget != 0;
+    if !ask(question, if waits { HELD_WAITS } else { HELD_REFUSED }) {
         return structural(Effect::Deny, Reason::UpcallLost);
     }
-    let mut hold = Hold { key: *key, until: time + settings.hold_budget };
-    // SAFETY: the callback is static and takes what is passed; the loop is bounded by turns and by the clock.
-    unsafe { bpf_loop(MAX_TURNS, K::TURN as *mut c_void, (&raw mut hold).cast(), 0) };
-    let latency = now() - time;
-    let mut outcome = match key.verdict() {
-        Some(verdict) if verdict.not_after >= time => {
+    if waits {
+        let mut hold = Hold { key: *question.key, until: question.time + settings.hold_budget };
+        // SAFETY: the callback is static and takes what is passed; the loop is bounded by turns and by the clock.
+        unsafe { bpf_loop(MAX_TURNS, K::TURN as *mut c_void, (&raw mut hold).cast(), 0) };
+    }
+    // Looked up again, since on 6.1 the verifier prunes away branches on what a callback left in its context.
+    let mut outcome = match question.key.verdict() {
+        Some(verdict) if verdict.not_after >= question.time => {
             if verdict.once != 0 {
-                key.forget();
+                question.key.forget();
             }
             by_verdict(&verdict, Source::Upcall)
         }
@@ -246,31 +258,47 @@ fn held<K: Key>(mark: &Mark, key: &K, settings: &Settings, time: u64, object: &O
             structural(Effect::Deny, Reason::Timeout)
         }
     };
-    outcome.latency = latency.min(u64::from(u32::MAX)) as u32;
+    outcome.latency = (now() - question.time).min(u64::from(u32::MAX)) as u32;
     outcome
 }
 
 /// Puts a question to the daemon. False if it was lost.
 #[inline(always)]
-fn ask(mark: &Mark, action: Action, held: u8, time: u64, object: &Object) -> bool {
+fn ask<K: Key, D: Describe>(question: &Question<'_, K, D>, held: u8) -> bool {
     let Some(mut entry) = UPCALLS.reserve_untyped::<Ask>(0) else {
         count(Counter::UpcallRingFull);
         return false;
     };
-    let actor = current::actor(mark);
-    entry.write(Ask { kind: KIND_ASK, action: action.code(), held, pad: 0, time, actor, object: *object });
+    let event = zeroed(&mut entry);
+    event.kind = KIND_ASK;
+    event.action = K::ACTION.code();
+    event.held = held;
+    event.generation = question.generation;
+    event.time = question.time;
+    current::describe(question.mark, &mut event.actor);
+    question.what.describe(&mut event.object);
     entry.submit(0);
     count(Counter::Upcalls);
     true
 }
 
 #[inline(always)]
-fn finish(mark: &Mark, action: Action, mode: u32, mut outcome: Outcome, time: u64, object: &Object) -> bool {
+fn finish(mark: &Mark, action: Action, mode: u32, outcome: &mut Outcome, time: u64, what: &impl Describe) -> bool {
     if outcome.effect == Effect::Deny && mode == Mode::Audit.code() {
         outcome.effect = Effect::WouldDeny;
     }
-    record::decided(action, outcome, time, current::actor(mark), object);
+    record::decided(action, outcome, time, &Caller(mark), what);
     outcome.effect != Effect::Deny
+}
+
+/// The calling process.
+struct Caller<'a>(&'a Mark);
+
+impl Who for Caller<'_> {
+    #[inline(always)]
+    fn describe(&self, actor: &mut Actor) {
+        current::describe(self.0, actor);
+    }
 }
 
 #[inline(always)]

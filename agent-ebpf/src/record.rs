@@ -1,9 +1,23 @@
-//! Writing to the record ring. Losing a record is counted and never changes a verdict.
+//! Writing to the rings. Entries are filled in place: a program's stack has 512 bytes. Losing a record is counted and
+//! never changes a verdict.
 
 use agent_common::event::{Actor, Decided, KIND_DECIDED, Object};
 use agent_common::{Action, Counter, Effect, Reason, Source};
+use aya_ebpf::maps::ring_buf::RingBufEntry;
 
 use crate::maps::{RECORDS, count};
+
+/// Something that can be acted upon, and says into a ring entry what it is.
+pub trait Describe {
+    /// Fills in what applies; the rest is 0 already.
+    fn describe(&self, object: &mut Object);
+}
+
+/// Who acts: the calling process, or whoever made the socket that a packet leaves from.
+pub trait Who {
+    /// Fills in every field.
+    fn describe(&self, actor: &mut Actor);
+}
 
 /// What came of a question.
 #[derive(Clone, Copy)]
@@ -18,9 +32,19 @@ pub struct Outcome {
     pub latency: u32,
 }
 
+/// A ring entry, all zero, to be filled in.
+#[inline(always)]
+pub fn zeroed<T: bytemuck::Zeroable>(entry: &mut RingBufEntry<T>) -> &mut T {
+    // SAFETY: the entry is writable memory of `T`'s size, and zeroes are a value of `T`.
+    unsafe {
+        entry.as_mut_ptr().write_bytes(0, 1);
+        &mut *entry.as_mut_ptr()
+    }
+}
+
 /// Records a decision and counts it.
 #[inline(always)]
-pub fn decided(action: Action, outcome: Outcome, time: u64, actor: Actor, object: &Object) {
+pub fn decided(action: Action, outcome: &Outcome, time: u64, who: &impl Who, what: &impl Describe) {
     count(match outcome.effect {
         Effect::Allow => Counter::Allowed,
         Effect::Deny => Counter::Denied,
@@ -34,19 +58,17 @@ pub fn decided(action: Action, outcome: Outcome, time: u64, actor: Actor, object
         });
         return;
     };
-    entry.write(Decided {
-        kind: KIND_DECIDED,
-        action: action.code(),
-        effect: outcome.effect.code(),
-        reason: outcome.reason.code(),
-        source: outcome.source.code(),
-        time,
-        latency: outcome.latency,
-        detail: outcome.detail,
-        generation: outcome.generation,
-        pad: 0,
-        actor,
-        object: *object,
-    });
+    let event = zeroed(&mut entry);
+    event.kind = KIND_DECIDED;
+    event.action = action.code();
+    event.effect = outcome.effect.code();
+    event.reason = outcome.reason.code();
+    event.source = outcome.source.code();
+    event.time = time;
+    event.latency = outcome.latency;
+    event.detail = outcome.detail;
+    event.generation = outcome.generation;
+    who.describe(&mut event.actor);
+    what.describe(&mut event.object);
     entry.submit(0);
 }

@@ -11,8 +11,9 @@ use core::ffi::c_void;
 
 use crate::current;
 use crate::decide::{self, decide};
-use crate::maps::{DIRECTORIES, LEARNED, SECRETS, count};
+use crate::maps::{DIRECTORIES, LEARNED, SECRETS, SETTINGS, count};
 use crate::offsets::{self, address_of, member};
+use crate::record::Describe;
 
 const EPERM: i32 = 1;
 /// Directories above a file that are looked at; a file deeper than this is refused.
@@ -41,43 +42,61 @@ fn open(mark: &Mark, file: *const c_void) -> bool {
         learn(key);
         return true;
     }
-    let mut object = Object { file: key, ..Object::zeroed() };
-    match classify(key, dentry, &mut object) {
+    let mut what = Secret { file: key, directory: FileKey::zeroed(), class: 0, dentry };
+    match classify(&mut what) {
         Class::Free => true,
-        Class::Unknown => decide::refuse(mark, Action::Read, Reason::Undecidable, &object),
-        Class::Secret(class) => {
-            name(dentry, &mut object);
-            object.class = class;
-            decide(mark, ReadKey { class, ..ReadKey::zeroed() }, &mut object, |_, _| {})
+        Class::Unknown => decide::refuse(mark, Action::Read, Reason::Undecidable, &what),
+        Class::Secret => decide(mark, &mut ReadKey { class: what.class, ..ReadKey::zeroed() }, &what),
+    }
+}
+
+/// A file that may be a secret.
+struct Secret {
+    file: FileKey,
+    directory: FileKey,
+    class: u32,
+    dentry: *const c_void,
+}
+
+impl Describe for Secret {
+    #[inline(always)]
+    fn describe(&self, object: &mut Object) {
+        (object.file, object.directory, object.class) = (self.file, self.directory, self.class);
+        let qstr = address_of(self.dentry, &offsets::dentry__d_name);
+        // SAFETY: `d_name` is a `qstr` inside the dentry; the string read is bounded and faults read as an error.
+        unsafe {
+            let text: *const c_void = member(qstr, &offsets::qstr__name);
+            bpf_probe_read_kernel_str((&raw mut object.name).cast(), NAME_LEN as u32, text);
         }
     }
 }
 
 enum Class {
     Free,
-    Secret(u32),
+    Secret,
     Unknown,
 }
 
 /// By the inode itself, then by the directories above it.
 #[inline(always)]
-fn classify(key: FileKey, dentry: *const c_void, object: &mut Object) -> Class {
+fn classify(what: &mut Secret) -> Class {
     // SAFETY: the value is copied at once.
-    if let Some(class) = unsafe { SECRETS.get(key).copied() } {
-        return Class::Secret(class);
+    if let Some(class) = unsafe { SECRETS.get(what.file).copied() } {
+        what.class = class;
+        return Class::Secret;
     }
-    let mut at = dentry;
+    let mut at = what.dentry;
     for _ in 0..MAX_DEPTH {
         // SAFETY: `at` is a `dentry`, as are its parents; all of them share the file's super block.
         let (inode, parent): (*const c_void, *const c_void) =
             unsafe { (member(at, &offsets::dentry__d_inode), member(at, &offsets::dentry__d_parent)) };
         // SAFETY: as above.
         let number: u64 = unsafe { member(inode, &offsets::inode__i_ino) };
-        let directory = FileKey { device: key.device, inode: number };
+        let directory = FileKey { device: what.file.device, inode: number };
         // SAFETY: the value is copied at once.
         if let Some(class) = unsafe { DIRECTORIES.get(directory).copied() } {
-            object.directory = directory;
-            return Class::Secret(class);
+            (what.directory, what.class) = (directory, class);
+            return Class::Secret;
         }
         if parent == at {
             return Class::Free;
@@ -103,6 +122,9 @@ unsafe fn key_of(inode: *const c_void) -> FileKey {
 /// Notes how the kernel knows a file that the daemon opens: `stat(2)` tells another device on btrfs and overlayfs.
 #[inline(always)]
 fn learn(key: FileKey) {
+    if SETTINGS.get(0).is_none_or(|settings| settings.learner != current::tid()) {
+        return;
+    }
     let Some(learned) = LEARNED.get_ptr_mut(0) else { return };
     // SAFETY: one map value, written here for opens of the daemon's one loading thread only.
     unsafe {
@@ -111,16 +133,5 @@ fn learn(key: FileKey) {
         if at < LEARNED_FILES as u64 {
             (*learned).files[(at & (LEARNED_FILES as u64 - 1)) as usize] = key;
         }
-    }
-}
-
-/// The last component of the path, for the record.
-#[inline(always)]
-fn name(dentry: *const c_void, object: &mut Object) {
-    let qstr = address_of(dentry, &offsets::dentry__d_name);
-    // SAFETY: `d_name` is a `qstr` inside the dentry; the string read is bounded and faults read as an error.
-    unsafe {
-        let text: *const c_void = member(qstr, &offsets::qstr__name);
-        bpf_probe_read_kernel_str((&raw mut object.name).cast(), NAME_LEN as u32, text);
     }
 }

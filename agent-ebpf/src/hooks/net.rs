@@ -3,9 +3,9 @@
 //! Attached at the root cgroup, since cgroup programs run for the cgroup of a socket's creator; decided on the caller's
 //! mark, and refused unless the socket carries the same task's label.
 
-use agent_common::Reason;
 use agent_common::event::Object;
 use agent_common::maps::{ConnectKey, FAMILY_V4, FAMILY_V6};
+use agent_common::{Action, Reason};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use bytemuck::Zeroable;
@@ -13,6 +13,7 @@ use bytemuck::Zeroable;
 use crate::current;
 use crate::decide::{self, decide};
 use crate::maps::LABELS;
+use crate::record::Describe;
 
 const ALLOW: i32 = 1;
 const DENY: i32 = 0;
@@ -43,23 +44,32 @@ pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
     guard(&ctx, FAMILY_V6)
 }
 
+/// Where a connection or a packet goes.
+pub struct Destination(pub ConnectKey);
+
+impl Describe for Destination {
+    #[inline(always)]
+    fn describe(&self, object: &mut Object) {
+        object.connect = self.0;
+    }
+}
+
 #[inline(always)]
 fn guard(ctx: &SockAddrContext, family: u8) -> i32 {
     let Some(mark) = current::task_mark() else { return ALLOW };
-    let mut object = Object::zeroed();
-    let key = destination(ctx, family);
-    object.connect = ConnectKey { slot: mark.slot, epoch: mark.epoch, ..key };
+    let mut key = destination(ctx, family);
+    let what = Destination(key);
     // SAFETY: `sk` is a field of the program's context, which the verifier checks.
     let socket = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
     // SAFETY: as above.
     let protocol = unsafe { (*ctx.sock_addr).protocol };
     let ours = LABELS.get(socket.cast()).is_some_and(|label| label.slot == mark.slot && label.epoch == mark.epoch);
     let go_on = if protocol != IPPROTO_TCP && protocol != IPPROTO_UDP {
-        decide::refuse(&mark, agent_common::Action::Connect, Reason::UnsupportedPath, &object)
+        decide::refuse(&mark, Action::Connect, Reason::UnsupportedPath, &what)
     } else if !ours {
-        decide::refuse(&mark, agent_common::Action::Connect, Reason::ForeignSocket, &object)
+        decide::refuse(&mark, Action::Connect, Reason::ForeignSocket, &what)
     } else {
-        decide(&mark, key, &mut object, |object, key| object.connect = *key)
+        decide(&mark, &mut key, &what)
     };
     if go_on { ALLOW } else { DENY }
 }

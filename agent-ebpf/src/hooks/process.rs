@@ -10,10 +10,11 @@ use aya_ebpf::macros::{btf_tracepoint, lsm};
 use aya_ebpf::programs::{BtfTracePointContext, LsmContext};
 use core::ffi::c_void;
 
-use crate::current::{self, actor};
+use crate::current;
 use crate::decide::{add, now};
 use crate::maps::{PROCESSES, RECORDS, SETTINGS, TOTALS, USAGE, count};
 use crate::offsets::{self, member};
+use crate::record::zeroed;
 
 /// Index into `TOTALS`: marked processes.
 const LIVE: u32 = 0;
@@ -58,7 +59,9 @@ fn fork(mark: &Mark, child: *const c_void) {
         unsafe { bpf_send_signal(SIGKILL) };
     }
     let Some(mut entry) = RECORDS.reserve_untyped::<Forked>(0) else { return count(Counter::LifecycleLost) };
-    entry.write(Forked { kind: KIND_FORKED, child, time: now(), start, actor: actor(mark) });
+    let event = zeroed(&mut entry);
+    (event.kind, event.child, event.time, event.start) = (KIND_FORKED, child, now(), start);
+    current::describe(mark, &mut event.actor);
     entry.submit(0);
 }
 
@@ -89,19 +92,16 @@ pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn exec(mark: &Mark, bprm: *const c_void) {
     let Some(mut entry) = RECORDS.reserve_untyped::<Executed>(0) else { return count(Counter::LifecycleLost) };
-    let event = entry.as_mut_ptr();
-    // SAFETY: `event` is the reserved entry, and every field of it is written before it is submitted; `bprm` is the
-    // tracepoint's third argument, a `linux_binprm`.
-    unsafe {
+    let event = zeroed(&mut entry);
+    // SAFETY: `bprm` is the tracepoint's third argument, a `linux_binprm`; the string read is bounded.
+    let length = unsafe {
         let filename: *const c_void = member(bprm, &offsets::linux_binprm__filename);
-        core::ptr::write_bytes(&raw mut (*event).path, 0, 1);
-        let length = bpf_probe_read_kernel_str((&raw mut (*event).path).cast(), PATH_LEN as u32, filename);
-        (*event).kind = KIND_EXECUTED;
-        // The count includes the terminating NUL; an error is negative.
-        (*event).path_len = if length > 0 { (length - 1) as u32 } else { 0 };
-        (*event).time = now();
-        (*event).actor = actor(mark);
-    }
+        bpf_probe_read_kernel_str((&raw mut event.path).cast(), PATH_LEN as u32, filename)
+    };
+    (event.kind, event.time) = (KIND_EXECUTED, now());
+    // The count includes the terminating NUL; an error is negative.
+    event.path_len = if length > 0 { (length - 1) as u32 } else { 0 };
+    current::describe(mark, &mut event.actor);
     entry.submit(0);
 }
 
@@ -128,7 +128,9 @@ fn exit(tgid: u32, mark: &Mark, task: *const c_void) {
     }
     let remaining = count_process(mark.slot, -1);
     let Some(mut entry) = RECORDS.reserve_untyped::<Exited>(0) else { return count(Counter::LifecycleLost) };
-    entry.write(Exited { kind: KIND_EXITED, pad: 0, time: now(), remaining, actor: actor(mark) });
+    let event = zeroed(&mut entry);
+    (event.kind, event.time, event.remaining) = (KIND_EXITED, now(), remaining);
+    current::describe(mark, &mut event.actor);
     entry.submit(0);
 }
 

@@ -10,8 +10,9 @@ use bytemuck::Zeroable;
 
 use crate::current;
 use crate::decide;
+use crate::hooks::net::Destination;
 use crate::maps::{LABELS, TASKS, count};
-use crate::record::{self, Outcome};
+use crate::record::{self, Describe, Outcome, Who};
 
 const ALLOW: i32 = 1;
 const DENY: i32 = 0;
@@ -26,19 +27,43 @@ const AF_INET6: i32 = 10;
 const AF_NETLINK: i32 = 16;
 const EPERM: i32 = 1;
 
+/// A kind of socket.
+struct Socket {
+    family: u32,
+    kind: u32,
+    protocol: u32,
+}
+
+impl Describe for Socket {
+    #[inline(always)]
+    fn describe(&self, object: &mut Object) {
+        (object.family, object.socket_type, object.protocol) = (self.family, self.kind, self.protocol);
+    }
+}
+
+/// Whoever made a socket.
+struct Maker<'a>(&'a SocketLabel);
+
+impl Who for Maker<'_> {
+    #[inline(always)]
+    fn describe(&self, actor: &mut Actor) {
+        (actor.slot, actor.epoch, actor.tgid) = (self.0.slot, self.0.epoch, self.0.tgid);
+    }
+}
+
 /// `net/ipv4/af_inet.c: inet_create`, `net/ipv6/af_inet6.c: inet6_create`: for sockets that user space makes.
 #[cgroup_sock(sock_create)]
 pub fn sock_create(ctx: SockContext) -> i32 {
     let Some(mark) = current::task_mark() else { return ALLOW };
     // SAFETY: fields of the program's context, which the verifier checks.
     let (family, kind, protocol) = unsafe { ((*ctx.sock).family, (*ctx.sock).type_, (*ctx.sock).protocol) };
-    let object = Object { family, socket_type: kind, protocol, ..Object::zeroed() };
+    let what = Socket { family, kind, protocol };
     let supported =
         matches!((kind, protocol), (SOCK_STREAM, IPPROTO_IP | IPPROTO_TCP) | (SOCK_DGRAM, IPPROTO_IP | IPPROTO_UDP));
     let go_on = if supported {
-        decide::admit(&mark, Action::Socket, &object)
+        decide::admit(&mark, Action::Socket, &what)
     } else {
-        decide::refuse(&mark, Action::Socket, Reason::UnsupportedPath, &object)
+        decide::refuse(&mark, Action::Socket, Reason::UnsupportedPath, &what)
     };
     if !go_on {
         return DENY;
@@ -75,9 +100,8 @@ pub fn socket_create(ctx: LsmContext) -> i32 {
         return 0;
     }
     let Some(mark) = current::task_mark() else { return 0 };
-    let object =
-        Object { family: family as u32, socket_type: kind as u32, protocol: protocol as u32, ..Object::zeroed() };
-    if decide::refuse(&mark, Action::Socket, Reason::UnsupportedPath, &object) { 0 } else { -EPERM }
+    let what = Socket { family: family as u32, kind: kind as u32, protocol: protocol as u32 };
+    if decide::refuse(&mark, Action::Socket, Reason::UnsupportedPath, &what) { 0 } else { -EPERM }
 }
 
 /// `net/ipv4/ip_output.c: ip_finish_output`, `net/ipv6/ip6_output.c`: nothing leaves a labelled socket whose task is over.
@@ -110,10 +134,9 @@ fn drop_packet(ctx: &SkBuffContext, label: &mut SocketLabel, reason: Reason, mod
     }
     if label.drop_recorded == 0 {
         label.drop_recorded = 1;
-        let actor = Actor { slot: label.slot, epoch: label.epoch, tgid: label.tgid, ..Actor::zeroed() };
-        let object = Object { connect: packet_destination(ctx, label), ..Object::zeroed() };
+        let what = Destination(packet_destination(ctx, label));
         let outcome = Outcome { effect, reason, source: Source::Structural, detail: 0, generation: 0, latency: 0 };
-        record::decided(Action::Send, outcome, time, actor, &object);
+        record::decided(Action::Send, &outcome, time, &Maker(label), &what);
     }
     verdict
 }

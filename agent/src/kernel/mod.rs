@@ -1,1 +1,20 @@
-//! To come.
+//! The kernel side as the daemon sees it: loading, attaching, maps, rings, fanotify. The only module that knows aya.
+//!
+//! It knows nothing of policy, tasks or records: numbers and bytes in, numbers and bytes out.
+
+pub mod attach;
+pub mod btf;
+pub mod cgroup;
+pub mod fanotify;
+pub mod learn;
+pub mod load;
+pub mod lsm;
+pub mod maps;
+pub mod offsets;
+pub mod ring;
+
+pub use attach::{AttachError, Guard, Guards};
+pub use fanotify::{Fanotify, Opened};
+pub use load::{Kernel, LoadError, Loaded};
+pub use maps::{MapError, Maps};
+pub use ring::Ring;

@@ -1,0 +1,165 @@
+//! Attaching: which program guards what, tried one by one on this kernel.
+
+use std::fs::File;
+
+use aya::programs::{
+    BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, Lsm, Program, ProgramError,
+};
+use aya::{Btf, Ebpf};
+
+/// One program and what it guards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Guard {
+    /// A marked process's child is marked before it runs.
+    Fork,
+    /// A marked process became another program.
+    Exec,
+    /// The last thread of a marked process has gone.
+    Exit,
+    /// Fails a fork that could not be marked (BPF LSM).
+    TaskAlloc,
+    /// Labels sockets and refuses kinds that policy has no word for.
+    SockCreate,
+    /// Refuses address families that policy has no word for (BPF LSM).
+    SocketCreate,
+    /// IPv4 connect.
+    Connect4,
+    /// IPv6 connect.
+    Connect6,
+    /// IPv4 datagrams of unconnected sockets.
+    Sendmsg4,
+    /// IPv6 datagrams of unconnected sockets.
+    Sendmsg6,
+    /// Packets of tasks that are over.
+    Egress,
+    /// Opening secret files (BPF LSM).
+    FileOpen,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    TracePoint,
+    Cgroup,
+    Lsm,
+}
+
+impl Guard {
+    /// Every guard in the order of attaching: lineage and labels before what relies on them.
+    pub const ALL: [Self; 12] = [
+        Self::Exit,
+        Self::TaskAlloc,
+        Self::Fork,
+        Self::Exec,
+        Self::SockCreate,
+        Self::SocketCreate,
+        Self::Connect4,
+        Self::Connect6,
+        Self::Sendmsg4,
+        Self::Sendmsg6,
+        Self::Egress,
+        Self::FileOpen,
+    ];
+
+    /// The program's name in the object.
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::Fork => "sched_process_fork",
+            Self::Exec => "sched_process_exec",
+            Self::Exit => "sched_process_exit",
+            Self::TaskAlloc => "task_alloc",
+            Self::SockCreate => "sock_create",
+            Self::SocketCreate => "socket_create",
+            Self::Connect4 => "connect4",
+            Self::Connect6 => "connect6",
+            Self::Sendmsg4 => "sendmsg4",
+            Self::Sendmsg6 => "sendmsg6",
+            Self::Egress => "egress",
+            Self::FileOpen => "file_open",
+        }
+    }
+
+    const fn kind(self) -> Kind {
+        match self {
+            Self::Fork | Self::Exec | Self::Exit => Kind::TracePoint,
+            Self::TaskAlloc | Self::SocketCreate | Self::FileOpen => Kind::Lsm,
+            _ => Kind::Cgroup,
+        }
+    }
+
+    /// Whether the guard needs BPF LSM; the others are had on every host.
+    pub const fn needs_lsm(self) -> bool {
+        matches!(self.kind(), Kind::Lsm)
+    }
+}
+
+/// Why a program could not be loaded or attached.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// The object does not contain it.
+    #[error("the eBPF object has no program `{0}`; run `cargo xtask build` again")]
+    NoProgram(&'static str),
+    /// The kernel would not have it.
+    #[error("this kernel refuses the program `{program}`")]
+    Refused {
+        /// Program.
+        program: &'static str,
+        /// The kernel's answer, with the verifier's last words.
+        #[source]
+        source: Box<ProgramError>,
+    },
+}
+
+/// What came of attaching: a guard is in force, or the reason why it is not.
+pub type Guards = Vec<(Guard, Result<(), AttachError>)>;
+
+/// Tries every guard of `wanted`. Attached programs belong to `ebpf`: dropping it detaches them.
+pub fn attach(ebpf: &mut Ebpf, btf: &Btf, cgroup: &File, wanted: &[Guard]) -> Guards {
+    wanted.iter().map(|&guard| (guard, attach_one(ebpf, btf, cgroup, guard))).collect()
+}
+
+fn attach_one(ebpf: &mut Ebpf, btf: &Btf, cgroup: &File, guard: Guard) -> Result<(), AttachError> {
+    let name = guard.program();
+    let program = ebpf.program_mut(name).ok_or(AttachError::NoProgram(name))?;
+    let result = match guard.kind() {
+        Kind::TracePoint => attach_tracepoint(program, name, btf),
+        Kind::Lsm => attach_lsm(program, name, btf),
+        Kind::Cgroup => attach_cgroup(program, cgroup),
+    };
+    result.map_err(|source| AttachError::Refused { program: name, source: Box::new(source) })
+}
+
+fn attach_tracepoint(program: &mut Program, name: &str, btf: &Btf) -> Result<(), ProgramError> {
+    let program: &mut BtfTracePoint = program.try_into()?;
+    program.load(name, btf)?;
+    program.attach().map(|_| ())
+}
+
+fn attach_lsm(program: &mut Program, name: &str, btf: &Btf) -> Result<(), ProgramError> {
+    let program: &mut Lsm = program.try_into()?;
+    program.load(name, btf)?;
+    program.attach().map(|_| ())
+}
+
+/// `Single` is right: cgroup links are attached beside others whatever this says, and `AllowMultiple` is refused with links.
+fn attach_cgroup(program: &mut Program, cgroup: &File) -> Result<(), ProgramError> {
+    const MODE: CgroupAttachMode = CgroupAttachMode::Single;
+    match program {
+        Program::CgroupSock(program) => load_cgroup_sock(program).and_then(|p| p.attach(cgroup, MODE).map(|_| ())),
+        Program::CgroupSockAddr(program) => {
+            program.load()?;
+            program.attach(cgroup, MODE).map(|_| ())
+        }
+        Program::CgroupSkb(program) => attach_skb(program, cgroup),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
+fn load_cgroup_sock(program: &mut CgroupSock) -> Result<&mut CgroupSock, ProgramError> {
+    program.load()?;
+    Ok(program)
+}
+
+fn attach_skb(program: &mut CgroupSkb, cgroup: &File) -> Result<(), ProgramError> {
+    program.load()?;
+    program.attach(cgroup, CgroupSkbAttachType::Egress, CgroupAttachMode::Single).map(|_| ())
+}

@@ -1,0 +1,172 @@
+//! Typed handles on the kernel's maps. Each thread has its own set: the file descriptors are duplicated, the maps shared.
+
+use std::os::fd::AsFd;
+
+use agent_common::Counter;
+use agent_common::maps::{ConnectKey, FileKey, Learned, Mark, ReadKey, Settings, TaskState, Usage, Verdict};
+use aya::Ebpf;
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use bytemuck::Pod;
+
+/// Why a map could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum MapError {
+    /// The object does not contain it, or with another shape.
+    #[error("the eBPF object has no usable map `{0}`; run `cargo xtask build` again")]
+    Unusable(&'static str),
+    /// No room.
+    #[error("the kernel map `{0}` is full")]
+    Full(&'static str),
+    /// The kernel refused.
+    #[error("the kernel refuses to change the map `{0}`")]
+    Refused(&'static str, #[source] aya::maps::MapError),
+    /// No further file descriptor.
+    #[error("cannot duplicate the descriptor of the map `{0}`; raise the limit of open files")]
+    Descriptor(&'static str, #[source] std::io::Error),
+}
+
+/// Any plain value, in the shape that aya wants.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Wire<T>(T);
+
+// SAFETY: `T: bytemuck::Pod` promises what `aya::Pod` asks: any bytes are a value, and a value is its bytes.
+unsafe impl<T: Pod> aya::Pod for Wire<T> {}
+
+/// A hash map (LRU or not).
+pub struct Table<K: Pod, V: Pod> {
+    name: &'static str,
+    map: HashMap<MapData, Wire<K>, Wire<V>>,
+}
+
+impl<K: Pod, V: Pod> Table<K, V> {
+    fn open(ebpf: &Ebpf, name: &'static str, lru: bool) -> Result<Self, MapError> {
+        let data = duplicate(ebpf, name)?;
+        let map = if lru { Map::LruHashMap(data) } else { Map::HashMap(data) };
+        let map = HashMap::try_from(map).map_err(|_| MapError::Unusable(name))?;
+        Ok(Self { name, map })
+    }
+
+    /// The value of `key`, if any.
+    pub fn get(&self, key: K) -> Option<V> {
+        self.map.get(&Wire(key), 0).ok().map(|wire| wire.0)
+    }
+
+    /// Sets the value of `key`.
+    ///
+    /// # Errors
+    /// [`MapError::Full`] where the kernel answers E2BIG, else [`MapError::Refused`].
+    pub fn put(&mut self, key: K, value: V) -> Result<(), MapError> {
+        self.map.insert(Wire(key), Wire(value), 0).map_err(|error| refused(self.name, error))
+    }
+
+    /// Removes `key`; that it was not there is no error.
+    pub fn remove(&mut self, key: K) {
+        let _ = self.map.remove(&Wire(key));
+    }
+
+    /// All keys, as far as they stand still.
+    pub fn keys(&self) -> Vec<K> {
+        self.map.keys().filter_map(Result::ok).map(|wire| wire.0).collect()
+    }
+}
+
+fn refused(name: &'static str, error: aya::maps::MapError) -> MapError {
+    match &error {
+        aya::maps::MapError::SyscallError(call) if call.io_error.raw_os_error() == Some(libc::E2BIG) => {
+            MapError::Full(name)
+        }
+        _ => MapError::Refused(name, error),
+    }
+}
+
+/// An array map.
+pub struct Slots<V: Pod> {
+    name: &'static str,
+    map: Array<MapData, Wire<V>>,
+}
+
+impl<V: Pod> Slots<V> {
+    fn open(ebpf: &Ebpf, name: &'static str) -> Result<Self, MapError> {
+        let map = Array::try_from(Map::Array(duplicate(ebpf, name)?)).map_err(|_| MapError::Unusable(name))?;
+        Ok(Self { name, map })
+    }
+
+    /// The value at `index`; zeroes beyond the end.
+    pub fn get(&self, index: u32) -> V {
+        self.map.get(&index, 0).map_or_else(|_| V::zeroed(), |wire| wire.0)
+    }
+
+    /// Sets the value at `index`.
+    ///
+    /// # Errors
+    /// [`MapError::Refused`] beyond the end.
+    pub fn put(&mut self, index: u32, value: V) -> Result<(), MapError> {
+        self.map.set(index, Wire(value), 0).map_err(|error| MapError::Refused(self.name, error))
+    }
+}
+
+fn duplicate(ebpf: &Ebpf, name: &'static str) -> Result<MapData, MapError> {
+    let data = match ebpf.map(name) {
+        Some(Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data) | Map::PerCpuArray(data)) => data,
+        _ => return Err(MapError::Unusable(name)),
+    };
+    let fd = data.fd().as_fd().try_clone_to_owned().map_err(|error| MapError::Descriptor(name, error))?;
+    MapData::from_fd(fd).map_err(|error| MapError::Refused(name, error))
+}
+
+/// All maps that the daemon reads or writes. `agent-ebpf/src/maps.rs` says what each is.
+pub struct Maps {
+    /// tgid -> mark.
+    pub processes: Table<u32, Mark>,
+    /// Slot -> state.
+    pub tasks: Slots<TaskState>,
+    /// Slot -> counts.
+    pub usage: Slots<Usage>,
+    /// Destination -> verdict.
+    pub connect: Table<ConnectKey, Verdict>,
+    /// Secret's class -> verdict.
+    pub read: Table<ReadKey, Verdict>,
+    /// File -> class.
+    pub secrets: Table<FileKey, u32>,
+    /// Directory -> class.
+    pub directories: Table<FileKey, u32>,
+    /// Files that the daemon opened last.
+    pub learned: Slots<Learned>,
+    /// The one settings value.
+    pub settings: Slots<Settings>,
+    /// Marked processes; first contacts that wait.
+    pub totals: Slots<i64>,
+    counters: PerCpuArray<MapData, u64>,
+}
+
+impl Maps {
+    /// A set of handles of its own.
+    ///
+    /// # Errors
+    /// [`MapError`] if the object lacks a map or descriptors run out.
+    pub fn open(ebpf: &Ebpf) -> Result<Self, MapError> {
+        const COUNTERS: &str = "COUNTERS";
+        let counters = PerCpuArray::try_from(Map::PerCpuArray(duplicate(ebpf, COUNTERS)?));
+        Ok(Self {
+            processes: Table::open(ebpf, "PROCESSES", false)?,
+            tasks: Slots::open(ebpf, "TASKS")?,
+            usage: Slots::open(ebpf, "USAGE")?,
+            connect: Table::open(ebpf, "CONNECT", true)?,
+            read: Table::open(ebpf, "READ", true)?,
+            secrets: Table::open(ebpf, "SECRETS", false)?,
+            directories: Table::open(ebpf, "DIRECTORIES", false)?,
+            learned: Slots::open(ebpf, "LEARNED")?,
+            settings: Slots::open(ebpf, "SETTINGS")?,
+            totals: Slots::open(ebpf, "TOTALS")?,
+            counters: counters.map_err(|_| MapError::Unusable(COUNTERS))?,
+        })
+    }
+
+    /// The sum over CPUs of a named cause.
+    pub fn counter(&self, counter: Counter) -> u64 {
+        self.counters.get(&counter.code(), 0).map_or(0, |values| values.iter().sum())
+    }
+}
+
+const _: () = assert!(size_of::<Wire<Verdict>>() == size_of::<Verdict>());

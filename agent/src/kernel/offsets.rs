@@ -1,0 +1,36 @@
+//! The struct members that the programs read, resolved for the running kernel.
+
+use super::btf::{Btf, BtfError};
+
+/// Globals of `agent-ebpf/src/offsets.rs`, each named `STRUCT__MEMBER`.
+const NAMES: [&str; 16] = [
+    "task_struct__pid",
+    "task_struct__tgid",
+    "task_struct__start_boottime",
+    "task_struct__signal",
+    "signal_struct__live",
+    "linux_binprm__filename",
+    "file__f_inode",
+    "file__f_path",
+    "path__dentry",
+    "inode__i_sb",
+    "inode__i_ino",
+    "super_block__s_dev",
+    "dentry__d_parent",
+    "dentry__d_inode",
+    "dentry__d_name",
+    "qstr__name",
+];
+
+/// Each global's name and value.
+///
+/// # Errors
+/// The first member that this kernel does not have: a missing one is never a zero.
+pub fn resolve(btf: &Btf<'_>) -> Result<Vec<(&'static str, u64)>, BtfError> {
+    NAMES.iter().map(|&name| Ok((name, offset(btf, name)?))).collect()
+}
+
+fn offset(btf: &Btf<'_>, name: &str) -> Result<u64, BtfError> {
+    let (structure, member) = name.split_once("__").unwrap_or((name, ""));
+    btf.offset_of(structure, member)
+}
