@@ -1,0 +1,39 @@
+//! Classes: what policies can tell apart about a resource. Two resources of one class get one answer.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::reads::Attributes;
+use crate::domain::{Endpoint, LabelSet, Protocol};
+
+/// Everything that the loaded policies can tell about a resource: its type, its labels, and those attributes that some
+/// policy reads. It means nothing to other [`Policies`](super::Policies) than those that made it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Class {
+    pub(super) policies: u64,
+    pub(super) kind: Kind,
+    pub(super) labels: Arc<LabelSet>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Kind {
+    Secret,
+    /// An attribute that no policy reads is `None`.
+    Endpoint {
+        ip: Option<IpAddr>,
+        port: Option<u16>,
+        proto: Option<Protocol>,
+        host: Option<Arc<str>>,
+    },
+}
+
+impl Kind {
+    pub(super) fn endpoint(endpoint: &Endpoint, read: Attributes) -> Self {
+        Self::Endpoint {
+            ip: read.ip.then_some(endpoint.address),
+            port: read.port.then_some(endpoint.port),
+            proto: read.proto.then_some(endpoint.protocol),
+            host: endpoint.host.clone().filter(|_| read.host),
+        }
+    }
+}
