@@ -22,15 +22,24 @@
 //!
 //! This module knows nothing of where records come from: not of aya, Cedar, procfs or the API.
 
+mod coalesce;
 mod decision;
+mod hub;
 mod lifecycle;
+mod recorder;
+mod sink;
 mod words;
 
+pub use coalesce::Coalescer;
 pub use decision::{Decision, PolicyNote, Process, Resource, Shadow, TaskRef, Tier};
+pub use hub::{Hub, missed_line};
 pub use lifecycle::{
     CatalogueChanged, Cause, Coverage, DaemonStarted, DaemonStopping, Loss, PathCoverage, PolicyLoaded, ProcessEvent,
     Rejected, TaskOver, TaskStarted,
 };
+
+pub use recorder::Recorder;
+pub use sink::{OpenError, Sink};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -100,3 +109,8 @@ impl Event {
         }
     }
 }
+
+#[cfg(test)]
+mod golden;
+#[cfg(test)]
+pub(crate) mod testing;
