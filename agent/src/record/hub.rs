@@ -66,5 +66,43 @@ pub fn missed_line(missed: u64) -> Arc<str> {
 fn line(record: &Record) -> Arc<str> {
     // Records have string keys and no foreign `Serialize`, so this does not fail; if it did, the line would say so.
     let text = serde_json::to_string(record);
-    text.unwrap_or_else(|error| serde_json::json!({ "unwritable": error.to_string() }).to_string()).into()
+    let text = text.unwrap_or_else(|error| serde_json::json!({ "unwritable": error.to_string() }).to_string());
+    if text.contains(deceives) { escaped(&text).into() } else { text.into() }
+}
+
+/// What JSON lets through and a terminal obeys or hides: C1 controls, DEL, marks of direction and what has no width.
+/// Agents choose their names and paths, and people `tail` record files.
+fn deceives(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+/// The same JSON. All of these lie in strings, where an escape means the character.
+fn escaped(json: &str) -> String {
+    json.chars().fold(String::with_capacity(json.len() + 16), |mut text, c| {
+        if deceives(c) {
+            text.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            text.push(c);
+        }
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ProcessEvent;
+    use super::super::testing::{process, task, time};
+    use super::*;
+
+    #[test]
+    fn a_name_cannot_command_the_terminal_that_shows_the_file() {
+        let comm = "a\u{1b}[2J\u{9b}31m\u{7f}\u{202e}\n\"é";
+        let process = super::super::Process { comm: comm.into(), ..process() };
+        let event = Event::ProcessExit(Box::new(ProcessEvent { task: task(), process, remaining: None }));
+        let text = line(&Record { time: time(), sequence: 1, event });
+        assert!(!text.contains(deceives) && text.contains("é"), "{text}");
+        let Event::ProcessExit(read) = serde_json::from_str::<Record>(&text).unwrap().event else { panic!("{text}") };
+        assert_eq!(&*read.process.comm, comm);
+    }
 }
