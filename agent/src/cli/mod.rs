@@ -1,1 +1,4 @@
-//! To come.
+//! The command line, one file per verb.
+
+pub mod render;
+pub mod watch;

@@ -1,12 +1,15 @@
-//! Plain types that every module shares. No I/O, no aya, no cedar, no procfs.
+//! Plain types that every module shares. No I/O but reading the clock, no aya, no cedar, no procfs.
 
+pub mod clock;
 pub mod decision;
 pub mod label;
+pub mod process;
 pub mod resource;
 pub mod task;
 
 pub use decision::{Decision, Lifetime, PolicyRef, Shadow};
 pub use label::{Label, LabelSet};
+pub use process::Ancestor;
 pub use resource::{Endpoint, Protocol};
 pub use task::{AgentFacts, IntentFacts, TaskFacts, TaskId, UserFacts};
 

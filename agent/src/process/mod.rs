@@ -1,1 +1,14 @@
-//! To come.
+//! Processes: what procfs says of them, who started whom, and how to end one for certain.
+//!
+//! Only this module reads procfs. It knows nothing of tasks beyond the kernel's slot and epoch, and nothing of aya,
+//! policy or records. Nothing here is on the decision path.
+
+mod cgroup;
+mod kill;
+mod lineage;
+mod snapshot;
+
+pub use cgroup::CgroupPaths;
+pub use kill::{KillError, Killed, kill_verified};
+pub use lineage::{Known, Lineage};
+pub use snapshot::{ProcessFacts, SnapshotError, ancestors, snapshot};

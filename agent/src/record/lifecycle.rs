@@ -1,0 +1,208 @@
+//! Records of what came and went: tasks, processes, the daemon, its policies and catalogues, and losses.
+
+use std::sync::Arc;
+
+use agent_common::Counter;
+use jiff::Timestamp;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use super::decision::{Process, TaskRef, Tier};
+use super::words;
+use crate::domain::{LabelSet, Mode};
+
+/// A task began.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskStarted {
+    /// Which.
+    #[serde(flatten)]
+    pub task: Arc<TaskRef>,
+    /// `enforce` or `audit`.
+    #[serde(with = "words::mode")]
+    pub mode: Mode,
+    /// Labels that it may read.
+    pub grant_read: LabelSet,
+    /// Labels that it may connect to.
+    pub grant_connect: LabelSet,
+    /// When the kernel ends it.
+    #[serde(with = "words::time")]
+    pub expires_at: Timestamp,
+    /// Its first process, if it was started with one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<Process>,
+    /// The command, cut to a bounded length; of the starter's choosing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub argv: Option<Vec<String>>,
+}
+
+/// A task is over: for the kinds `task_ended`, `task_revoked` and `task_expired`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskOver {
+    /// Which.
+    #[serde(flatten)]
+    pub task: Arc<TaskRef>,
+    /// Why, in a person's words: `the last process has gone`, or what the operator gave as the reason.
+    pub why: String,
+    /// Decisions that ended in `allow`.
+    pub allowed: u64,
+    /// Decisions that ended in `deny`.
+    pub denied: u64,
+    /// Decisions that ended in `would_deny`.
+    pub would_denied: u64,
+}
+
+/// A process of a task came, became another program, or went.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessEvent {
+    /// For which task it works.
+    #[serde(flatten)]
+    pub task: Arc<TaskRef>,
+    /// The process itself; for `process_forked` the new one.
+    pub process: Process,
+    /// `process_exit`: marked processes of the task that are left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remaining: Option<i64>,
+}
+
+/// Something was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loss {
+    /// What and where.
+    pub cause: Cause,
+    /// How often since the last loss record of this cause.
+    pub count: u64,
+}
+
+/// Where something was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Cause {
+    /// `undecodable`: a ring item that the daemon could not read.
+    Undecodable,
+    /// `write_failed`: a record that a file or the standard output could not take.
+    WriteFailed,
+    /// `watcher_lagged`: a record that a watcher was too slow to take; it is in the file.
+    WatcherLagged,
+    /// `fanotify_overflow`: file events that the kernel dropped; the opens were decided by default.
+    FanotifyOverflow,
+    /// `queue_full`: a note from the decision thread for which the main loop had no room.
+    QueueFull,
+    /// `lineage_full`: a process that the lineage table had no room for; its records lack ancestors.
+    LineageFull,
+    /// The kernel's own, by the counter's word.
+    Kernel(Counter),
+}
+
+impl Cause {
+    const OURS: [Self; 6] = [
+        Self::Undecodable,
+        Self::WriteFailed,
+        Self::WatcherLagged,
+        Self::FanotifyOverflow,
+        Self::QueueFull,
+        Self::LineageFull,
+    ];
+
+    /// The word in records.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Undecodable => "undecodable",
+            Self::WriteFailed => "write_failed",
+            Self::WatcherLagged => "watcher_lagged",
+            Self::FanotifyOverflow => "fanotify_overflow",
+            Self::QueueFull => "queue_full",
+            Self::LineageFull => "lineage_full",
+            Self::Kernel(counter) => counter.as_str(),
+        }
+    }
+
+    fn from_word(word: &str) -> Option<Self> {
+        let counters = Counter::ALL.iter().copied().map(Self::Kernel);
+        Self::OURS.into_iter().chain(counters).find(|cause| cause.as_str() == word)
+    }
+}
+
+impl Serialize for Cause {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for Cause {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let word = String::deserialize(from)?;
+        Self::from_word(&word).ok_or_else(|| de::Error::custom(format_args!("`{word}` is no known cause of loss")))
+    }
+}
+
+/// The daemon began to run; it does not enforce new tasks before `daemon_ready`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DaemonStarted {
+    /// Its version.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// The kernel's release.
+    pub kernel: String,
+    /// Tasks that were already running and were taken over.
+    pub adopted_tasks: u64,
+}
+
+/// What the host enforces: for the kinds `daemon_ready` and `coverage_changed`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Coverage {
+    /// `full` or `reduced`.
+    pub tier: Tier,
+    /// Each path that a task could take.
+    pub paths: Vec<PathCoverage>,
+    /// The policy set in force.
+    pub generation: u32,
+}
+
+/// One path's coverage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathCoverage {
+    /// The path, such as `tcp_connect`.
+    pub path: String,
+    /// Its state, such as `enforced`.
+    pub state: String,
+    /// What it rests on, or why it is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+/// The daemon is about to stop; the kernel goes on enforcing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DaemonStopping {
+    /// The signal or the failure.
+    pub why: String,
+}
+
+/// A policy set came into force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyLoaded {
+    /// Its number.
+    pub generation: u32,
+    /// Policies in it.
+    pub policies: u64,
+    /// Those among them in audit mode.
+    pub audited: u64,
+}
+
+/// Something on disk was refused, and what was in force stays: for the kinds `policy_rejected` and `catalogue_rejected`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rejected {
+    /// The whole message, with file and line.
+    pub error: String,
+    /// The policy set that stays in force.
+    pub generation: u32,
+}
+
+/// The catalogue of secrets or of endpoints changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CatalogueChanged {
+    /// Secret files known now.
+    pub secrets: u64,
+    /// Directories watched now.
+    pub directories: u64,
+    /// Endpoint entries known now.
+    pub endpoints: u64,
+}
