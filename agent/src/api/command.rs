@@ -4,7 +4,10 @@ use tokio::sync::oneshot;
 
 use super::types::{ErrorBody, LabelsView, OpenTask, ReloadView, StatusView, TaskView, TasksView};
 
-/// Where the loop puts its answer. A receiver that has gone means that the client has.
+/// Where the loop puts its answer.
+///
+/// A receiver that has gone means that the client has, or that it was told that the answer came too late: what a command
+/// has done for it alone, such as opening a task, is then to be undone.
 pub type Reply<T> = oneshot::Sender<Result<T, ErrorBody>>;
 
 /// Who is at the other end of a connection, as the kernel says (`SO_PEERCRED`).

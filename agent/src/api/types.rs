@@ -105,7 +105,7 @@ pub struct CountsView {
     /// Refused.
     pub denied: u64,
     /// Went through, and would have been refused but for audit mode.
-    pub would_deny: u64,
+    pub would_denied: u64,
 }
 
 /// `GET /v1/tasks`.

@@ -34,7 +34,7 @@ pub struct Counts {
     /// Refused.
     pub denied: u64,
     /// Went through, and would have been refused but for audit mode.
-    pub would_deny: u64,
+    pub would_denied: u64,
 }
 
 /// A task and where it stands.
@@ -203,7 +203,7 @@ impl TaskTable {
         let count = match effect {
             Effect::Allow => &mut task.counts.allowed,
             Effect::Deny => &mut task.counts.denied,
-            Effect::WouldDeny => &mut task.counts.would_deny,
+            Effect::WouldDeny => &mut task.counts.would_denied,
         };
         *count = count.saturating_add(times);
     }
