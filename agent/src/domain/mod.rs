@@ -2,10 +2,12 @@
 
 pub mod clock;
 pub mod decision;
+pub mod duration;
 pub mod label;
 pub mod process;
 pub mod resource;
 pub mod task;
+pub mod toml_text;
 
 pub use decision::{Decision, Lifetime, PolicyRef, Shadow};
 pub use label::{Label, LabelSet};

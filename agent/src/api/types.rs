@@ -1,0 +1,313 @@
+//! What travels as JSON. Requests refuse unknown fields; answers may gain fields.
+
+use std::collections::BTreeMap;
+
+use agent_common::{DaemonLoss, Mode, TaskStatus};
+use serde::{Deserialize, Serialize};
+
+use super::words;
+use crate::domain::UnixMillis;
+
+/// `POST /v1/tasks`: open a task whose first process is the caller.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OpenTask {
+    /// Id of a registered agent.
+    pub agent: String,
+    /// Id of a registered intent.
+    pub intent: String,
+    /// What the task is to achieve, in free words: logged, never matched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub goal: Option<String>,
+    /// Id of the registered user on whose behalf it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_behalf_of: Option<String>,
+    /// Labels that it may read.
+    #[serde(default)]
+    pub grant_read: Vec<String>,
+    /// Labels that it may connect to.
+    #[serde(default)]
+    pub grant_connect: Vec<String>,
+    /// How long it may run, such as `30m`; absent for the daemon's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<String>,
+    /// Absent for the daemon's default.
+    #[serde(default, with = "words::option", skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
+    /// What a first contact gets while the daemon is lost; absent for the daemon's default.
+    #[serde(default, with = "words::option", skip_serializing_if = "Option::is_none")]
+    pub on_daemon_loss: Option<DaemonLoss>,
+    /// The command that the caller is about to become: logged, never matched.
+    pub argv: Vec<String>,
+    /// Which process is marked.
+    pub mark: MarkTarget,
+}
+
+/// Whom the daemon marks when it opens a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MarkTarget {
+    /// The process at the other end of the connection, as the kernel names it.
+    Caller,
+}
+
+/// A task as the API shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskView {
+    /// `t-...`.
+    pub id: String,
+    /// Agent id.
+    pub agent: String,
+    /// Intent id.
+    pub intent: String,
+    /// Free text.
+    pub goal: Option<String>,
+    /// User id.
+    pub on_behalf_of: Option<String>,
+    /// Ids of the tasks above it, nearest first.
+    pub chain: Vec<String>,
+    /// The command it was opened for.
+    pub argv: Vec<String>,
+    /// Labels that it may read.
+    pub grant_read: Vec<String>,
+    /// Labels that it may connect to.
+    pub grant_connect: Vec<String>,
+    /// Where it stands.
+    #[serde(with = "words")]
+    pub status: TaskStatus,
+    /// Whether denials block.
+    #[serde(with = "words")]
+    pub mode: Mode,
+    /// What a first contact gets while the daemon is lost.
+    #[serde(with = "words")]
+    pub on_daemon_loss: DaemonLoss,
+    /// When it began.
+    pub started_at: UnixMillis,
+    /// When it ends at the latest.
+    pub expires_at: UnixMillis,
+    /// When it was over, if it is.
+    pub ended_at: Option<UnixMillis>,
+    /// Marked processes alive.
+    pub processes: u64,
+    /// What was decided for it.
+    pub counts: CountsView,
+    /// Slot in the kernel's task map.
+    pub slot: u32,
+    /// Epoch of that slot.
+    pub epoch: u32,
+}
+
+/// Decisions of one task.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CountsView {
+    /// Went through.
+    pub allowed: u64,
+    /// Refused.
+    pub denied: u64,
+    /// Went through, and would have been refused but for audit mode.
+    pub would_denied: u64,
+}
+
+/// `GET /v1/tasks`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TasksView {
+    /// Alive first, then those that ended lately.
+    pub tasks: Vec<TaskView>,
+}
+
+/// `GET /v1/status`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StatusView {
+    /// The daemon's version.
+    pub version: String,
+    /// The daemon's process id.
+    pub pid: u32,
+    /// Seconds since it was ready.
+    pub uptime_s: u64,
+    /// `full` or `reduced`.
+    pub tier: String,
+    /// Number of the policy set in force.
+    pub generation: u32,
+    /// The policy set in force.
+    pub policies: PoliciesView,
+    /// What is enforced, per path.
+    pub coverage: Vec<CoverageView>,
+    /// How many tasks there are.
+    pub tasks: TaskTotals,
+    /// Marked processes alive.
+    pub processes: u64,
+    /// Per second, of late.
+    pub rates: RatesView,
+    /// Kernel and daemon counters by name.
+    pub counters: BTreeMap<String, u64>,
+    /// What was lost, by cause.
+    pub losses: BTreeMap<String, u64>,
+    /// Resident memory, KiB.
+    pub memory_kib: u64,
+}
+
+/// The policy set in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoliciesView {
+    /// How many policies.
+    pub count: usize,
+    /// When they were loaded.
+    pub loaded_at: UnixMillis,
+    /// Why the last reload was refused, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+}
+
+/// One path and what this host does about it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CoverageView {
+    /// The path, such as `connect tcp4`.
+    pub path: String,
+    /// What guards it, such as `cgroup connect4`.
+    pub guard: String,
+    /// How far.
+    pub state: CoverageState,
+    /// Why it is so, in one sentence.
+    pub detail: String,
+}
+
+/// How far a path is covered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CoverageState {
+    /// Denials block; a canary was really refused.
+    Enforced,
+    /// Seen and recorded, not blocked.
+    Observed,
+    /// Neither.
+    NotCovered,
+}
+
+impl CoverageState {
+    /// The word that JSON and the command line use.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Enforced => "enforced",
+            Self::Observed => "observed",
+            Self::NotCovered => "not_covered",
+        }
+    }
+}
+
+/// How many tasks there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskTotals {
+    /// Alive.
+    pub active: u64,
+    /// Opened since the daemon started.
+    pub total: u64,
+}
+
+/// Per second, of late.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RatesView {
+    /// Decisions.
+    pub decisions_per_s: f64,
+    /// Denials among them.
+    pub denies_per_s: f64,
+}
+
+/// `GET /v1/labels`: the labels that a grant may name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LabelsView {
+    /// For `grant_read`.
+    pub read: Vec<String>,
+    /// For `grant_connect`.
+    pub connect: Vec<String>,
+}
+
+/// `POST /v1/reload`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadView {
+    /// Number of the policy set now in force.
+    pub generation: u32,
+    /// How many policies it has.
+    pub policies: usize,
+}
+
+/// Any answer but success.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}; {next}")]
+pub struct ErrorBody {
+    /// Which kind, for programs.
+    pub error: ErrorCode,
+    /// What went wrong, for people.
+    pub message: String,
+    /// The next thing to do.
+    pub next: String,
+}
+
+impl ErrorBody {
+    /// One error.
+    pub fn new(error: ErrorCode, message: impl Into<String>, next: impl Into<String>) -> Self {
+        Self { error, message: message.into(), next: next.into() }
+    }
+
+    /// From an error of our own, whose text ends with the next step after its last `; `.
+    pub fn from_error(error: ErrorCode, source: &dyn std::error::Error) -> Self {
+        let text = source.to_string();
+        let (message, next) = text.rsplit_once("; ").unwrap_or((&text, "see the daemon's log"));
+        Self::new(error, message, next)
+    }
+}
+
+/// The kinds of error that the API knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// The request is not what its route takes.
+    BadRequest,
+    /// No such route.
+    NoRoute,
+    /// The route does not know this method.
+    BadMethod,
+    /// The request's body is too large or came too slowly.
+    BadBody,
+    /// The caller is not uid 0.
+    NotRoot,
+    /// The registry does not have the agent, intent or user, or the catalogues not the label.
+    Unknown,
+    /// The registry does not let this agent have this intent.
+    IntentNotAllowed,
+    /// The time to live is malformed or out of bounds.
+    BadTtl,
+    /// No such task.
+    NoTask,
+    /// The text names more than one task.
+    AmbiguousTask,
+    /// The task is over already.
+    TaskOver,
+    /// No slot is free.
+    TasksFull,
+    /// The caller could not be marked.
+    MarkFailed,
+    /// The new policies or catalogues were refused; the old ones are in force.
+    ReloadRefused,
+    /// The daemon's loop did not answer in time.
+    Timeout,
+    /// The daemon is going down.
+    ShuttingDown,
+}
+
+impl ErrorCode {
+    /// The HTTP status that goes with it.
+    pub const fn status(self) -> u16 {
+        match self {
+            Self::BadRequest | Self::BadTtl | Self::Unknown => 400,
+            Self::NotRoot | Self::IntentNotAllowed => 403,
+            Self::NoRoute | Self::NoTask => 404,
+            Self::BadMethod => 405,
+            Self::AmbiguousTask | Self::TaskOver => 409,
+            Self::BadBody => 413,
+            Self::ReloadRefused => 422,
+            Self::MarkFailed => 500,
+            Self::TasksFull | Self::ShuttingDown => 503,
+            Self::Timeout => 504,
+        }
+    }
+}
