@@ -1,6 +1,7 @@
 //! Running other programs: every failure names the program, what it was given and how it ended.
 
 use std::ffi::OsStr;
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -10,10 +11,13 @@ pub(crate) fn progress(text: impl AsRef<str>) {
     eprintln!("xtask: {}", text.as_ref());
 }
 
-/// A command from a program and its arguments.
+/// A command from a program and its arguments. The program may be one of those of root, which not everyone has in `PATH`.
 pub(crate) fn command<S: AsRef<OsStr>>(program: impl AsRef<OsStr>, arguments: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(program);
     command.args(arguments);
+    if let Ok(path) = std::env::join_paths(directories()) {
+        command.env("PATH", path);
+    }
     command
 }
 
@@ -41,11 +45,15 @@ pub(crate) fn capture(command: &mut Command) -> Result<Output> {
     command.stdin(Stdio::null()).output().with_context(|| format!("cannot start `{}`", shown(command)))
 }
 
-/// Whether a program of this name is in `PATH` (or in the places where root's programs are).
+/// Whether there is a program of this name that `command` would find.
 pub(crate) fn exists(program: &str) -> bool {
+    directories().iter().any(|directory| directory.join(program).is_file())
+}
+
+fn directories() -> Vec<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let usual = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(Into::into);
-    std::env::split_paths(&path).chain(usual).any(|directory| directory.join(program).is_file())
+    let of_root = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
+    std::env::split_paths(&path).chain(of_root).collect()
 }
 
 fn shown(command: &Command) -> String {

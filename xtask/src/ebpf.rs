@@ -25,7 +25,7 @@ pub(crate) fn build(with_log: bool) -> Result<()> {
 
 /// Lints the kernel side for its own target; every warning is an error.
 pub(crate) fn clippy() -> Result<()> {
-    run(cargo("clippy")?.args(["--release", "--", "-D", "warnings"]))
+    run(cargo("clippy")?.args(["--quiet", "--release", "--", "-D", "warnings"]))
 }
 
 /// A cargo command for the kernel side, which is no member of the workspace: built together with the daemon, it would

@@ -1,10 +1,13 @@
 //! `cargo xtask`: sets up, builds and checks the project, and runs its tests here and in virtual machines.
 
 mod build;
+mod check;
 mod command;
 mod ebpf;
+mod lab;
 mod repo;
 mod setup;
+mod tidy;
 
 use std::process::ExitCode;
 
@@ -22,6 +25,10 @@ struct Arguments {
 enum Verb {
     Setup(setup::Options),
     Build(build::Options),
+    /// Check formatting, lints and the walls between modules.
+    Check,
+    /// Check what the compiler cannot: walls, documents, unfinished work.
+    Tidy,
 }
 
 fn main() -> ExitCode {
@@ -38,6 +45,8 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
     match verb {
         Verb::Setup(options) => setup::run(&options)?,
         Verb::Build(options) => build::run(&options)?,
+        Verb::Check => check::run_all()?,
+        Verb::Tidy => tidy::run()?,
     }
     Ok(ExitCode::SUCCESS)
 }
