@@ -1,6 +1,7 @@
 //! Plain types that every module shares. No I/O, no aya, no cedar, no procfs.
 
 pub mod decision;
+pub mod duration;
 pub mod label;
 pub mod resource;
 pub mod task;
