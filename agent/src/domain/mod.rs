@@ -5,6 +5,7 @@ pub mod duration;
 pub mod label;
 pub mod resource;
 pub mod task;
+pub mod toml_text;
 
 pub use decision::{Decision, Lifetime, PolicyRef, Shadow};
 pub use label::{Label, LabelSet};
