@@ -81,3 +81,26 @@ impl Failure {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_is_in_the_help_and_a_missing_daemon_has_its_own() {
+        let no_daemon = || Failure::Daemon(ClientError::NoDaemon { socket: "/s".into(), cause: "x".into() });
+        let denied = || io::Error::from(io::ErrorKind::PermissionDenied);
+        let failures = [
+            (Failure::Output(denied()), 1),
+            (no_daemon(), 3),
+            (Failure::Daemon(ClientError::Permission("/s".into())), 3),
+            (Failure::NotStarted { command: "sh".into(), cause: no_daemon().into() }, 125),
+            (Failure::NotExecutable { command: "sh".into(), cause: denied() }, 126),
+            (Failure::NotFound("sh".into()), 127),
+        ];
+        for (failure, code) in failures {
+            assert_eq!(failure.code(), code, "{failure}");
+            assert!(HELP.lines().any(|line| line.trim_start().starts_with(&format!("{code}  "))), "{code}");
+        }
+    }
+}
