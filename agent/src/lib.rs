@@ -4,6 +4,7 @@
 
 pub mod api;
 pub mod cli;
+pub mod config;
 pub mod decision;
 pub mod domain;
 pub mod kernel;
