@@ -156,7 +156,7 @@ impl EntryWalk<'_> {
             match part {
                 Part::Name(name) => path.push(name),
                 Part::Glob(_) => return self.fan_out(&path, part, rest, depth),
-                Part::Deep => return self.deepen(&path, parts.get(index..).unwrap_or_default(), rest, depth),
+                Part::Deep => return self.deepen(&path, rest, depth),
             }
         }
         if let Some((real, metadata)) = self.resolve(&path).filter(|(_, metadata)| !metadata.is_dir()) {
@@ -174,12 +174,12 @@ impl EntryWalk<'_> {
     }
 
     /// `**`: the rest of the glob begins here or in any directory below.
-    fn deepen(&mut self, directory: &Path, with_deep: &[Part], rest: &[Part], depth: usize) {
+    fn deepen(&mut self, directory: &Path, rest: &[Part], depth: usize) {
         self.descend(directory, rest, depth);
         for (name, kind) in self.read(directory) {
             let below = directory.join(name);
             if kind.is_dir() && !self.exclude.excludes(&below) && self.may_go_deeper(&below, depth) {
-                self.deepen(&below, with_deep, rest, depth + 1);
+                self.deepen(&below, rest, depth + 1);
             }
         }
     }
