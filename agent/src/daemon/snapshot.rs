@@ -8,14 +8,16 @@ use agent_common::maps::{ConnectKey, FAMILY_V4};
 
 use crate::decision::{Judge, TaskKey};
 use crate::domain::resource::canonical;
-use crate::domain::{Decision, Effect, Endpoint, LabelSet, Lifetime, Mode, Protocol, Reason, UnixMillis};
+use crate::domain::{Decision, Effect, Endpoint, LabelSet, Lifetime, Mode, Protocol, Reason, TaskFacts, UnixMillis};
 use crate::policy::{Class, Policies, Prepared};
-use crate::resource::{Endpoints, Scan};
+use crate::resource::Endpoints;
 
 /// A task as the decision threads need it.
 #[derive(Debug)]
 pub(super) struct Known {
     pub(super) prepared: Prepared,
+    /// What it was prepared from.
+    pub(super) facts: Arc<TaskFacts>,
     pub(super) generation: u32,
     pub(super) mode: Mode,
 }
@@ -27,15 +29,6 @@ pub(super) struct Places {
     pub(super) files: HashMap<(u64, u64), u32>,
     /// (`st_dev`, inode) -> class, of protected directories.
     pub(super) directories: HashMap<(u64, u64), u32>,
-}
-
-impl Places {
-    pub(super) fn of(scan: &Scan) -> Self {
-        let keys = |list: &[crate::resource::Protected]| {
-            list.iter().map(|found| ((found.device, found.inode), found.class)).collect()
-        };
-        Self { files: keys(&scan.files), directories: keys(&scan.directories) }
-    }
 }
 
 /// Everything that a verdict depends on but the clock.
