@@ -70,15 +70,21 @@ impl Findings {
         }
     }
 
-    /// Watches a directory.
-    pub(super) fn watch(&mut self, directory: &Path) {
-        self.watch.insert(directory.to_owned());
+    /// Watches the directory in which `path` is or would be, and those above it.
+    pub(super) fn watch_for(&mut self, path: &Path) {
+        path.parent().into_iter().for_each(|directory| self.watch(directory));
     }
 
-    /// Watches the directory in which `path` is or would be: the nearest one that exists.
-    pub(super) fn watch_for(&mut self, path: &Path) {
-        let existing = path.ancestors().skip(1).find(|directory| directory.is_dir());
-        self.watch.extend(existing.map(Path::to_owned));
+    /// Watches a directory and those above it: one that is put in the place of another is told only from above.
+    pub(super) fn watch(&mut self, directory: &Path) {
+        for place in directory.ancestors() {
+            if self.watch.contains(place) {
+                break;
+            }
+            if place.is_dir() {
+                self.watch.insert(place.to_owned());
+            }
+        }
     }
 
     /// The findings, with classes from `table`.

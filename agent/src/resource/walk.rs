@@ -203,9 +203,8 @@ impl<'w> EntryWalk<'w> {
         let real = fs::canonicalize(path).inspect_err(|error| self.missing(path, error)).ok()?;
         let metadata = self.look_at(&real)?;
         let links = if real == path { Vec::new() } else { links_on(path) };
-        if !links.is_empty() {
-            self.findings.watch_for(&real);
-        }
+        links.iter().for_each(|(link, _)| self.findings.watch_for(link));
+        self.findings.watch_for(&real);
         if let Some((link, _)) = links.iter().find(|(_, owner)| !may_lead(*owner, metadata.uid())) {
             self.problem(path, ProblemKind::ForeignLink(link.clone()));
             return None;

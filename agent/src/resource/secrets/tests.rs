@@ -182,6 +182,8 @@ fn excludes_do_not_concern_names_that_the_catalogue_spells_out() {
     assert_eq!(home.names(&home.scan(&site)), ["build/k/a", "build/d/"]);
     let class = home.load(&site).class_of_path(&home.path("build/d/f"), &mut ClassTable::default());
     assert_eq!(class, 1);
+    let site = entry("globs = ['~/build/k/a']\npaths = ['~/build/d/f']\nexclude = ['a', 'f']");
+    assert!(home.scan(&site).files.is_empty(), "the last name is always matched against excludes");
 }
 
 #[test]
@@ -189,6 +191,7 @@ fn a_file_has_the_labels_of_every_entry_that_speaks_of_it() {
     let home = Home::new();
     let key = home.file("d/key");
     home.file("d/other");
+    let alone = home.file("d/kk");
     let second = home.path("hard");
     fs::hard_link(&key, &second).unwrap();
     let site = "[[secret]]\nname = 'a'\nlabels = ['secret/a', 'data/pii']\ndirectories = ['~/d']\n\
@@ -203,6 +206,7 @@ fn a_file_has_the_labels_of_every_entry_that_speaks_of_it() {
     assert_eq!(labels(&key), "data/pii secret/a secret/b secret/c secret/several-names");
     assert_eq!(labels(&second), labels(&key), "one file has one class, whatever its names");
     assert_eq!(labels(&home.path("d/other")), "data/pii secret/a");
+    assert_eq!(labels(&alone), "data/pii secret/a secret/b", "one name is not several");
     let secrets = home.load(site);
     assert_eq!(secrets.entries_of_path(&key).map(|name| name.to_string()).collect::<Vec<_>>(), ["a", "b"]);
 }
@@ -364,7 +368,7 @@ fn a_rescan_tells_new_replaced_and_vanished_files() {
 }
 
 #[test]
-fn places_that_do_not_exist_yet_are_watched_from_the_nearest_that_does() {
+fn every_directory_on_the_way_is_watched() {
     let home = Home::new();
     home.file("there/x");
     let scan =
