@@ -1,21 +1,22 @@
 //! The daemon's configuration: `writd.toml` and the command line, resolved once into values that are all there.
 
+mod fields;
+#[cfg(test)]
+mod tests;
+
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use fields::{parse_hold, parse_level, parse_max_ttl, parse_mode, parse_path, parse_require, parse_stale};
 use tracing::level_filters::LevelFilter;
 
 use crate::domain::Mode;
-use crate::domain::duration::{format_duration, parse_duration, parse_duration_or_zero};
+use crate::domain::duration::parse_duration;
 use crate::domain::toml_text::{Reader, Table, TextErrors};
 
-const HOUR: Duration = Duration::from_secs(3600);
-const MAX_TTL: Duration = HOUR.saturating_mul(24 * 365);
-const MAX_HOLD: Duration = Duration::from_secs(1);
-const MIN_STALE: Duration = Duration::from_millis(500);
 const MAX_OUTSTANDING: i64 = 65_536;
 const DEFAULT_OUTSTANDING: NonZeroU32 = NonZeroU32::MIN.saturating_add(63);
 
@@ -149,19 +150,6 @@ pub enum ConfigError {
     },
 }
 
-/// Why a text of the file is refused. Each ends with the next step.
-#[derive(Debug, thiserror::Error)]
-enum FieldError {
-    #[error("`{0}` is not an absolute path; begin it with `/`")]
-    Relative(String),
-    #[error("`{given}` is not known here; use one of `{known}`")]
-    Unknown { given: String, known: String },
-    #[error("`{given}` is too short to tell a busy daemon from a lost one; write at least `{least}`")]
-    Stale { given: String, least: String },
-    #[error("{0}")]
-    Duration(#[from] crate::domain::duration::DurationError),
-}
-
 impl Config {
     /// Reads `writd.toml` in the configuration directory; without that file the defaults hold.
     ///
@@ -201,7 +189,6 @@ impl Config {
         let config_dir = file.parent().unwrap_or(Path::new("/")).to_owned();
         let (default_ttl, max_ttl) = read_ttls(&mut reader, root);
         let outstanding = reader.integer(root, "max_outstanding", 1..=MAX_OUTSTANDING);
-        let read_hold = |text: &str| parse_duration_or_zero(text, MAX_HOLD);
         let mut path = |key: &str, flag: &Option<PathBuf>, default: PathBuf| -> Result<PathBuf, ConfigError> {
             let own = reader.parsed(root, key, parse_path);
             Ok(flag_path(flag.as_deref())?.or(own).unwrap_or(default))
@@ -215,7 +202,7 @@ impl Config {
             records_stdout: reader.boolean(root, "records_stdout").unwrap_or(false) || flags.records_stdout,
             require: flags.require.or(reader.parsed(root, "require", parse_require)).unwrap_or_default(),
             mode: reader.parsed(root, "mode", parse_mode).unwrap_or(Mode::Enforce),
-            hold_budget: reader.parsed(root, "hold_budget", read_hold).unwrap_or_else(|| default_hold(cpus)),
+            hold_budget: reader.parsed(root, "hold_budget", parse_hold).unwrap_or_else(|| default_hold(cpus)),
             stale_after: reader.parsed(root, "stale_after", parse_stale).unwrap_or(Duration::from_secs(3)),
             default_ttl,
             max_ttl,
@@ -238,9 +225,9 @@ fn read_if_there(file: &Path) -> Result<String, ConfigError> {
 
 /// The time to live that tasks have and the longest that they may have.
 fn read_ttls(reader: &mut Reader<'_>, root: Table<'_>) -> (Duration, Duration) {
-    let max = reader.parsed(root, "max_ttl", |text| parse_duration(text, MAX_TTL)).unwrap_or(24 * HOUR);
+    let max = reader.parsed(root, "max_ttl", parse_max_ttl).unwrap_or(Duration::from_secs(24 * 3600));
     let default = reader.parsed(root, "default_ttl", |text| parse_duration(text, max));
-    (default.unwrap_or(HOUR / 2).min(max), max)
+    (default.unwrap_or(Duration::from_secs(1800)).min(max), max)
 }
 
 fn read_homes(reader: &mut Reader<'_>, root: Table<'_>, only: &[PathBuf]) -> Result<Homes, ConfigError> {
@@ -263,48 +250,6 @@ fn flag_path(path: Option<&Path>) -> Result<Option<PathBuf>, ConfigError> {
     path.map(absolute).transpose()
 }
 
-fn parse_path(text: &str) -> Result<PathBuf, FieldError> {
-    let path = Path::new(text);
-    if path.is_absolute() { Ok(path.to_owned()) } else { Err(FieldError::Relative(text.to_owned())) }
-}
-
-fn parse_stale(text: &str) -> Result<Duration, FieldError> {
-    let stale = parse_duration(text, HOUR)?;
-    let short = || FieldError::Stale { given: text.to_owned(), least: format_duration(MIN_STALE) };
-    if stale < MIN_STALE { Err(short()) } else { Ok(stale) }
-}
-
-fn parse_require(text: &str) -> Result<Require, FieldError> {
-    one_of(text, &[("any", Require::Any), ("reduced", Require::Reduced), ("full", Require::Full)])
-}
-
-fn parse_mode(text: &str) -> Result<Mode, FieldError> {
-    one_of(text, &[("enforce", Mode::Enforce), ("audit", Mode::Audit)])
-}
-
-fn parse_level(text: &str) -> Result<LevelFilter, FieldError> {
-    let levels = [
-        LevelFilter::OFF,
-        LevelFilter::ERROR,
-        LevelFilter::WARN,
-        LevelFilter::INFO,
-        LevelFilter::DEBUG,
-        LevelFilter::TRACE,
-    ];
-    one_of(text, &["off", "error", "warn", "info", "debug", "trace"].into_iter().zip(levels).collect::<Vec<_>>())
-}
-
-fn one_of<T: Copy>(given: &str, known: &[(&str, T)]) -> Result<T, FieldError> {
-    let found = known.iter().find(|(name, _)| *name == given).map(|(_, value)| *value);
-    found.ok_or_else(|| {
-        let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
-        FieldError::Unknown { given: given.to_owned(), known: names.join("`, `") }
-    })
-}
-
 fn to_non_zero(number: i64) -> Option<NonZeroU32> {
     u32::try_from(number).ok().and_then(NonZeroU32::new)
 }
-
-#[cfg(test)]
-mod tests;

@@ -4,7 +4,9 @@
 mod catalogue;
 pub mod class;
 pub mod endpoints;
+mod findings;
 pub mod homes;
+pub mod ledger;
 mod pattern;
 mod ranges;
 pub mod scan;
@@ -13,5 +15,7 @@ mod walk;
 
 pub use class::ClassTable;
 pub use endpoints::Endpoints;
+pub use findings::SEVERAL_NAMES;
+pub use ledger::Ledger;
 pub use scan::{Changes, Problem, ProblemKind, Protected, Scan};
 pub use secrets::Secrets;

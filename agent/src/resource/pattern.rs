@@ -201,7 +201,7 @@ fn part(text: &str, name: &str) -> Result<Part, PatternError> {
 }
 
 fn glob(text: &str, name: &str) -> Result<GlobMatcher, PatternError> {
-    let built = GlobBuilder::new(name).literal_separator(true).backslash_escape(true).build();
+    let built = GlobBuilder::new(name).backslash_escape(true).build();
     let glob = built.map_err(|error| PatternError::Glob { text: text.to_owned(), cause: error.kind().to_string() })?;
     Ok(glob.compile_matcher())
 }

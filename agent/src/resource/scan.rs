@@ -1,6 +1,6 @@
 //! What a walk of the file system found for the secrets catalogue, and how two findings differ.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -53,7 +53,10 @@ pub struct Problem {
 pub struct Scan {
     /// Protected files that patterns name, by path. Their class goes before that of the directory they are in.
     pub files: Vec<Protected>,
-    /// Every directory whose files are protected, sub-directories included, by path. The files in it are not listed.
+    /// The other files in protected directories, by path. Their directory protects them already; knowing them one by one
+    /// keeps them protected when they are moved out of it.
+    pub inside: Vec<Protected>,
+    /// Every directory whose files are protected, sub-directories included, by path.
     pub directories: Vec<Protected>,
     /// What could not be protected, in the catalogue's order.
     pub problems: Vec<Problem>,
@@ -66,11 +69,14 @@ pub struct Scan {
 /// What has to be done to get from one scan to the next.
 ///
 /// A path in `gone` no longer leads to a secret, but the file that it led to may live on under another name (an agent may
-/// rename what it cannot read): drop its protection only once the file itself is gone.
+/// rename what it cannot read): drop its protection only once the file itself is gone, or if the catalogue was reloaded
+/// and the path still leads to it, so that it was the operator who took it out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
     /// Files that are new, were replaced by another file, or have another class.
     pub files: Vec<Protected>,
+    /// Other files in protected directories, likewise.
+    pub inside: Vec<Protected>,
     /// Directories likewise.
     pub directories: Vec<Protected>,
     /// What the earlier scan has under paths that this one lacks or where another file or directory is now.
@@ -84,17 +90,25 @@ pub struct Changes {
 impl Scan {
     /// What changed since `earlier`.
     pub fn changes_since(&self, earlier: &Scan) -> Changes {
-        let (files, mut gone) = compare(&earlier.files, &self.files);
-        let (directories, directories_gone) = compare(&earlier.directories, &self.directories);
-        gone.extend(directories_gone);
-        let watch = self.watch.difference(&earlier.watch).cloned().collect();
-        let unwatch = earlier.watch.difference(&self.watch).cloned().collect();
-        Changes { files, directories, gone, watch, unwatch }
+        let here: HashSet<_> = self.all().map(Protected::place).collect();
+        Changes {
+            files: changed(&earlier.files, &self.files),
+            inside: changed(&earlier.inside, &self.inside),
+            directories: changed(&earlier.directories, &self.directories),
+            gone: earlier.all().filter(|old| !here.contains(&old.place())).cloned().collect(),
+            watch: self.watch.difference(&earlier.watch).cloned().collect(),
+            unwatch: earlier.watch.difference(&self.watch).cloned().collect(),
+        }
+    }
+
+    /// Everything that is protected.
+    pub fn all(&self) -> impl Iterator<Item = &Protected> {
+        self.files.iter().chain(&self.inside).chain(&self.directories)
     }
 
     /// The class that the finding gives a file, by its real path: its own, else that of the directory it is in.
     pub fn class_of(&self, path: &Path) -> u32 {
-        let own = find(&self.files, path);
+        let own = find(&self.files, path).or_else(|| find(&self.inside, path));
         let found = own.or_else(|| path.parent().and_then(|parent| find(&self.directories, parent)));
         found.map_or(NO_CLASS, |protected| protected.class)
     }
@@ -112,13 +126,15 @@ fn find<'s>(sorted: &'s [Protected], path: &Path) -> Option<&'s Protected> {
     sorted.get(index)
 }
 
-/// What is new or different in `now`, and what of `before` is no longer there.
-fn compare(before: &[Protected], now: &[Protected]) -> (Vec<Protected>, Vec<Protected>) {
-    let by_path: BTreeMap<&Path, &Protected> = now.iter().map(|found| (found.path.as_path(), found)).collect();
-    let same_file = |a: &Protected, b: &Protected| (a.device, a.inode) == (b.device, b.inode);
-    let gone = before.iter().filter(|old| by_path.get(old.path.as_path()).is_none_or(|new| !same_file(old, new)));
-    let changed = now.iter().filter(|new| find(before, &new.path) != Some(new));
-    (changed.cloned().collect(), gone.cloned().collect())
+/// What is new or different in `now`.
+fn changed(before: &[Protected], now: &[Protected]) -> Vec<Protected> {
+    now.iter().filter(|new| find(before, &new.path) != Some(new)).cloned().collect()
+}
+
+impl Protected {
+    fn place(&self) -> (&Path, u64, u64) {
+        (&self.path, self.device, self.inode)
+    }
 }
 
 impl fmt::Display for Problem {

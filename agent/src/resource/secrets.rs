@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::domain::LabelSet;
 use crate::domain::toml_text::{Reader, Table, TextErrors};
+use crate::domain::{Label, LabelSet};
 
 use super::catalogue::{self, Entry, Kind};
+use super::findings::{Findings, SEVERAL_NAMES};
 use super::pattern::{self, Exclude, Pattern};
-use super::walk::{Limits, Walk};
+use super::walk::{EntryWalk, Limits};
 use super::{ClassTable, Scan};
 
 /// The shipped catalogue.
@@ -45,9 +46,12 @@ impl Secrets {
         Ok(Self { entries })
     }
 
-    /// All labels that entries have, and the labels above them.
+    /// All labels that a secret can have, and the labels above them.
     pub fn labels(&self) -> LabelSet {
-        catalogue::labels(&self.entries)
+        let mut labels = catalogue::labels(&self.entries);
+        labels.extend(SEVERAL_NAMES.parse::<Label>());
+        labels.extend("secret".parse::<Label>());
+        labels
     }
 
     /// Looks for everything that the catalogue speaks of. It opens no file, but may block on a file system that does not
@@ -57,13 +61,13 @@ impl Secrets {
     }
 
     fn scan_within(&self, limits: Limits, table: &mut ClassTable) -> Scan {
-        let mut walk = Walk::with_limits(limits);
+        let mut findings = Findings::default();
         for Entry { name, labels, body } in &self.entries {
-            let mut entry = walk.entry(name, labels, &body.exclude);
+            let mut entry = EntryWalk::new(limits, &mut findings, name, labels, &body.exclude);
             body.paths.iter().chain(&body.directories).for_each(|path| entry.path(path));
             body.globs.iter().for_each(|pattern| entry.glob(pattern));
         }
-        walk.finish(table)
+        findings.finish(table)
     }
 
     /// The class that the catalogue's words alone give a path, whether there is such a file or not. It knows nothing of

@@ -5,7 +5,6 @@
 //! out its name must belong to root or to the owner of what it leads to. Otherwise any agent could point `~/.netrc` at a
 //! library and take it away from all agents.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs::{self, FileType, Metadata};
 use std::io::{self, ErrorKind};
@@ -15,9 +14,9 @@ use std::sync::Arc;
 
 use crate::domain::LabelSet;
 
-use super::ClassTable;
+use super::findings::{Findings, Reached};
 use super::pattern::{self, Exclude, Part, Pattern};
-use super::scan::{Problem, ProblemKind, Protected, Scan};
+use super::scan::{Problem, ProblemKind};
 
 /// How much one walk may look at.
 #[derive(Clone, Copy, Debug)]
@@ -36,29 +35,10 @@ impl Default for Limits {
     }
 }
 
-/// What was found so far. Walk every entry with [`Walk::entry`], then [`Walk::finish`].
-#[derive(Debug, Default)]
-pub(super) struct Walk {
-    limits: Limits,
-    files: Found,
-    directories: Found,
-    problems: Vec<Problem>,
-    problems_left_out: usize,
-    watch: BTreeSet<PathBuf>,
-}
-
-type Found = BTreeMap<PathBuf, Finding>;
-
-#[derive(Debug)]
-struct Finding {
-    labels: LabelSet,
-    device: u64,
-    inode: u64,
-}
-
 /// The walk for one entry of the catalogue.
 pub(super) struct EntryWalk<'w> {
-    walk: &'w mut Walk,
+    limits: Limits,
+    findings: &'w mut Findings,
     name: &'w Arc<str>,
     labels: &'w LabelSet,
     exclude: &'w Exclude,
@@ -68,72 +48,31 @@ pub(super) struct EntryWalk<'w> {
     fixed: usize,
 }
 
-impl Walk {
-    /// A walk with other limits than the usual ones.
-    pub(super) fn with_limits(limits: Limits) -> Self {
-        Self { limits, ..Self::default() }
-    }
+/// What a path leads to.
+struct Target {
+    real: PathBuf,
+    metadata: Metadata,
+    /// A link that is not root's is on the way.
+    by_link: bool,
+}
 
+impl<'w> EntryWalk<'w> {
     /// Begins with an entry.
-    pub(super) fn entry<'w>(
-        &'w mut self,
+    pub(super) fn new(
+        limits: Limits,
+        findings: &'w mut Findings,
         name: &'w Arc<str>,
         labels: &'w LabelSet,
         exclude: &'w Exclude,
-    ) -> EntryWalk<'w> {
-        EntryWalk { left: self.limits.names, fixed: 0, walk: self, name, labels, exclude }
+    ) -> Self {
+        Self { limits, findings, name, labels, exclude, left: limits.names, fixed: 0 }
     }
 
-    /// The findings, with classes from `table`.
-    pub(super) fn finish(mut self, table: &mut ClassTable) -> Scan {
-        self.unite_labels();
-        let (files, directories) = (classed(&self.files, table), classed(&self.directories, table));
-        let protects = |path: &Path| {
-            let mut places = path.ancestors().take(2);
-            self.files.contains_key(path) || places.any(|place| self.directories.contains_key(place))
-        };
-        let covered = |kind: &ProblemKind| matches!(kind, ProblemKind::LeadsOut(target) if protects(target));
-        let problems = self.problems.into_iter().filter(|problem| !covered(&problem.kind)).collect();
-        Scan { files, directories, problems, problems_left_out: self.problems_left_out, watch: self.watch }
-    }
-
-    /// A file has the labels of the directory that it is in as well, and all names of one file have the same labels.
-    fn unite_labels(&mut self) {
-        let mut by_identity: BTreeMap<(u64, u64), LabelSet> = BTreeMap::new();
-        for (path, finding) in &self.files {
-            let directory = path.parent().and_then(|parent| self.directories.get(parent));
-            let labels = finding.labels.iter().chain(directory.iter().flat_map(|directory| &directory.labels));
-            by_identity.entry((finding.device, finding.inode)).or_default().extend(labels.cloned());
-        }
-        for finding in self.files.values_mut() {
-            finding.labels = by_identity.get(&(finding.device, finding.inode)).cloned().unwrap_or_default();
-        }
-    }
-
-    fn problem(&mut self, problem: Problem) {
-        if self.problems.len() < self.limits.problems {
-            self.problems.push(problem);
-        } else {
-            self.problems_left_out += 1;
-        }
-    }
-
-    /// Watches the directory in which `path` is or would be: the nearest one that exists.
-    fn watch_for(&mut self, path: &Path) {
-        let existing = path.ancestors().skip(1).find(|directory| directory.is_dir());
-        self.watch.extend(existing.map(Path::to_owned));
-    }
-}
-
-impl EntryWalk<'_> {
     /// A path that the catalogue spells out: a file, or a directory with everything below it.
     pub(super) fn path(&mut self, path: &Path) {
         self.begin(pattern::count(path).saturating_sub(1));
-        if let Some((real, metadata)) = self.resolve(path) {
-            match metadata.is_dir() {
-                true => self.subtree(&real, path),
-                false => self.file(real, &metadata),
-            }
+        if let Some(target) = self.resolve(path) {
+            if target.metadata.is_dir() { self.subtree(&target, path) } else { self.file(target) }
         }
     }
 
@@ -144,7 +83,7 @@ impl EntryWalk<'_> {
     }
 
     fn begin(&mut self, fixed: usize) {
-        self.left = self.walk.limits.names;
+        self.left = self.limits.names;
         self.fixed = fixed;
     }
 
@@ -159,8 +98,8 @@ impl EntryWalk<'_> {
                 Part::Deep => return self.deepen(&path, rest, depth),
             }
         }
-        if let Some((real, metadata)) = self.resolve(&path).filter(|(_, metadata)| !metadata.is_dir()) {
-            self.file(real, &metadata);
+        if let Some(target) = self.resolve(&path).filter(|target| !target.metadata.is_dir()) {
+            self.file(target);
         }
     }
 
@@ -184,15 +123,20 @@ impl EntryWalk<'_> {
         }
     }
 
-    /// Every directory below `real`. `shown` is the same place in the catalogue's words, in which excludes speak.
-    fn subtree(&mut self, real: &Path, shown: &Path) {
-        let mut waiting = vec![(real.to_owned(), shown.to_owned(), 0)];
+    /// Every directory below the target, and the files in them. `shown` is the same place in the catalogue's words, in
+    /// which excludes speak.
+    fn subtree(&mut self, root: &Target, shown: &Path) {
+        let reached = Reached { labels: self.labels, by_link: root.by_link };
+        let mut waiting = vec![(root.real.clone(), shown.to_owned(), 0)];
         while let Some((directory, shown, depth)) = waiting.pop() {
-            self.directory(&directory);
+            let Some(metadata) = self.look_at(&directory).filter(Metadata::is_dir) else { continue };
+            self.findings.directory(directory.clone(), &metadata, reached);
             for (name, kind) in self.read(&directory) {
                 let (below, shown) = (directory.join(&name), shown.join(&name));
                 if kind.is_symlink() {
-                    self.check_link(real, &below);
+                    self.check_link(&root.real, &below);
+                } else if kind.is_file() {
+                    self.inside(below, reached);
                 } else if kind.is_dir() && !self.exclude.excludes(&shown) && self.may_go_deeper(&below, depth) {
                     waiting.push((below, shown, depth + 1));
                 }
@@ -200,8 +144,14 @@ impl EntryWalk<'_> {
         }
     }
 
+    fn inside(&mut self, file: PathBuf, reached: Reached<'_>) {
+        if let Some(metadata) = self.look_at(&file).filter(Metadata::is_file) {
+            self.findings.inside(file, &metadata, reached);
+        }
+    }
+
     fn may_go_deeper(&mut self, directory: &Path, depth: usize) -> bool {
-        let most = self.walk.limits.depth;
+        let most = self.limits.depth;
         if depth >= most {
             self.problem(directory, ProblemKind::TooDeep(most));
         }
@@ -227,11 +177,11 @@ impl EntryWalk<'_> {
                 return Vec::new();
             }
         };
-        self.walk.watch.insert(directory.to_owned());
+        self.findings.watch(directory);
         let mut names = Vec::new();
         for entry in entries {
             if self.left == 0 {
-                self.problem(directory, ProblemKind::TooMany(self.walk.limits.names));
+                self.problem(directory, ProblemKind::TooMany(self.limits.names));
                 break;
             }
             self.left -= 1;
@@ -245,74 +195,59 @@ impl EntryWalk<'_> {
     }
 
     /// What `path` leads to in the end, unless it is excluded, absent, or reached by a link that is not to be trusted.
-    fn resolve(&mut self, path: &Path) -> Option<(PathBuf, Metadata)> {
+    fn resolve(&mut self, path: &Path) -> Option<Target> {
         if self.exclude.excludes_below(path, self.fixed) {
             return None;
         }
-        self.walk.watch_for(path);
-        let found = fs::canonicalize(path).and_then(|real| Ok((fs::symlink_metadata(&real)?, real)));
-        let (metadata, real) = found.inspect_err(|error| self.missing(path, error)).ok()?;
-        if real != path {
-            self.walk.watch_for(&real);
-            if let Some(link) = foreign_link(path, metadata.uid()) {
-                self.problem(path, ProblemKind::ForeignLink(link));
-                return None;
-            }
+        self.findings.watch_for(path);
+        let real = fs::canonicalize(path).inspect_err(|error| self.missing(path, error)).ok()?;
+        let metadata = self.look_at(&real)?;
+        let links = if real == path { Vec::new() } else { links_on(path) };
+        links.iter().for_each(|(link, _)| self.findings.watch_for(link));
+        self.findings.watch_for(&real);
+        if let Some((link, _)) = links.iter().find(|(_, owner)| !may_lead(*owner, metadata.uid())) {
+            self.problem(path, ProblemKind::ForeignLink(link.clone()));
+            return None;
         }
-        Some((real, metadata))
+        let by_link = links.iter().any(|(_, owner)| *owner != 0);
+        Some(Target { real, metadata, by_link })
+    }
+
+    fn look_at(&mut self, path: &Path) -> Option<Metadata> {
+        fs::symlink_metadata(path).inspect_err(|error| self.missing(path, error)).ok()
     }
 
     /// What is not there, or has just gone, needs no protection, but watching; everything else is a problem.
     fn missing(&mut self, path: &Path, error: &io::Error) {
         match error.kind() {
-            ErrorKind::NotFound | ErrorKind::NotADirectory => self.walk.watch_for(path),
+            ErrorKind::NotFound | ErrorKind::NotADirectory => self.findings.watch_for(path),
             _ => self.problem(path, ProblemKind::Unreadable(error.to_string())),
         }
     }
 
     /// Sockets are passed over: they cannot be opened.
-    fn file(&mut self, path: PathBuf, metadata: &Metadata) {
-        let kind = metadata.file_type();
+    fn file(&mut self, target: Target) {
+        let kind = target.metadata.file_type();
+        let reached = Reached { labels: self.labels, by_link: target.by_link };
         if kind.is_file() {
-            note(&mut self.walk.files, path, metadata, self.labels);
-        } else if !kind.is_socket() {
-            self.problem(&path, ProblemKind::NotAFile(if kind.is_fifo() { "named pipe" } else { "device" }));
-        }
-    }
-
-    fn directory(&mut self, path: &Path) {
-        match fs::symlink_metadata(path) {
-            Ok(metadata) => note(&mut self.walk.directories, path.to_owned(), &metadata, self.labels),
-            Err(error) => self.missing(path, &error),
+            self.findings.file(target.real, &target.metadata, reached);
+        } else if kind.is_fifo() {
+            self.problem(&target.real, ProblemKind::NotAFile("named pipe"));
+        } else if kind.is_char_device() || kind.is_block_device() {
+            self.problem(&target.real, ProblemKind::NotAFile("device"));
         }
     }
 
     fn problem(&mut self, path: &Path, kind: ProblemKind) {
-        self.walk.problem(Problem { entry: Arc::clone(self.name), path: path.to_owned(), kind });
+        let problem = Problem { entry: Arc::clone(self.name), path: path.to_owned(), kind };
+        self.findings.problem(problem, self.limits.problems);
     }
 }
 
-fn note(found: &mut Found, path: PathBuf, metadata: &Metadata, labels: &LabelSet) {
-    let (device, inode) = (metadata.dev(), metadata.ino());
-    let finding = found.entry(path).or_insert_with(|| Finding { labels: LabelSet::new(), device, inode });
-    finding.labels.extend(labels.iter().cloned());
-}
-
-fn classed(found: &Found, table: &mut ClassTable) -> Vec<Protected> {
-    let class = |(path, finding): (&PathBuf, &Finding)| Protected {
-        path: path.clone(),
-        class: table.intern(&finding.labels),
-        device: finding.device,
-        inode: finding.inode,
-    };
-    found.iter().map(class).collect()
-}
-
-/// The first symbolic link on the way along `path` that its owner may not lay.
-fn foreign_link(path: &Path, target_owner: u32) -> Option<PathBuf> {
-    let mut links = path.ancestors().filter_map(|place| Some((place, fs::symlink_metadata(place).ok()?)));
-    let foreign = links.find(|(_, link)| link.is_symlink() && !may_lead(link.uid(), target_owner));
-    foreign.map(|(place, _)| place.to_owned())
+/// The symbolic links on the way along `path`, and their owners.
+fn links_on(path: &Path) -> Vec<(PathBuf, u32)> {
+    let places = path.ancestors().filter_map(|place| Some((place, fs::symlink_metadata(place).ok()?)));
+    places.filter(|(_, link)| link.is_symlink()).map(|(place, link)| (place.to_owned(), link.uid())).collect()
 }
 
 fn may_lead(link_owner: u32, target_owner: u32) -> bool {

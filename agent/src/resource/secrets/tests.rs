@@ -3,6 +3,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 
+use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
@@ -181,6 +182,8 @@ fn excludes_do_not_concern_names_that_the_catalogue_spells_out() {
     assert_eq!(home.names(&home.scan(&site)), ["build/k/a", "build/d/"]);
     let class = home.load(&site).class_of_path(&home.path("build/d/f"), &mut ClassTable::default());
     assert_eq!(class, 1);
+    let site = entry("globs = ['~/build/k/a']\npaths = ['~/build/d/f']\nexclude = ['a', 'f']");
+    assert!(home.scan(&site).files.is_empty(), "the last name is always matched against excludes");
 }
 
 #[test]
@@ -188,6 +191,7 @@ fn a_file_has_the_labels_of_every_entry_that_speaks_of_it() {
     let home = Home::new();
     let key = home.file("d/key");
     home.file("d/other");
+    let alone = home.file("d/kk");
     let second = home.path("hard");
     fs::hard_link(&key, &second).unwrap();
     let site = "[[secret]]\nname = 'a'\nlabels = ['secret/a', 'data/pii']\ndirectories = ['~/d']\n\
@@ -199,9 +203,10 @@ fn a_file_has_the_labels_of_every_entry_that_speaks_of_it() {
         let labels = table.labels(scan.class_of(path)).unwrap();
         labels.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
     };
-    assert_eq!(labels(&key), "data/pii secret/a secret/b secret/c");
+    assert_eq!(labels(&key), "data/pii secret/a secret/b secret/c secret/several-names");
     assert_eq!(labels(&second), labels(&key), "one file has one class, whatever its names");
     assert_eq!(labels(&home.path("d/other")), "data/pii secret/a");
+    assert_eq!(labels(&alone), "data/pii secret/a secret/b", "one name is not several");
     let secrets = home.load(site);
     assert_eq!(secrets.entries_of_path(&key).map(|name| name.to_string()).collect::<Vec<_>>(), ["a", "b"]);
 }
@@ -222,6 +227,54 @@ fn a_catalogued_link_protects_what_it_leads_to() {
     assert_eq!(scan.problems.len(), 1, "{:?}", scan.problems);
     assert_eq!(scan.problems[0].path, home.path("loop"));
     assert!(scan.watch.contains(&home.path("real")) && scan.watch.contains(&home.path("")), "{:?}", scan.watch);
+}
+
+/// As an agent would lay it. Only root can give its own away; anybody else's is not root's anyway.
+fn not_roots(path: &Path) {
+    if nix::unistd::geteuid().is_root() {
+        std::os::unix::fs::lchown(path, Some(1000), Some(1000)).unwrap();
+    }
+}
+
+#[test]
+fn an_agent_cannot_add_a_label_to_a_secret_by_a_link() {
+    let home = Home::new();
+    let (aws, gpg, own) = (home.file("aws/credentials"), home.file("gnupg/key"), home.file("own"));
+    for (index, target) in [&aws, &gpg, &own].into_iter().enumerate() {
+        not_roots(target);
+        not_roots(&home.link(&format!("app{index}/.env"), target));
+    }
+    not_roots(&home.path("gnupg"));
+    not_roots(&home.link("env", home.path("gnupg")));
+    let site = "[[secret]]\nname = 'env'\nlabels = ['secret/env']\nglobs = ['~/*/.env']\ndirectories = ['~/env']\n\
+        [[secret]]\nname = 'aws'\nlabels = ['secret/aws']\npaths = ['~/aws/credentials']\n\
+        [[secret]]\nname = 'gpg'\nlabels = ['secret/gpg']\ndirectories = ['~/gnupg']\n";
+    let mut table = ClassTable::default();
+    let scan = home.load(site).scan(&mut table);
+    let labels =
+        |path: &Path| Vec::from_iter(table.labels(scan.class_of(path)).unwrap().iter().map(ToString::to_string));
+    assert_eq!([labels(&aws), labels(&gpg), labels(&own)], [["secret/aws"], ["secret/gpg"], ["secret/env"]]);
+    assert_eq!(labels(&home.path("gnupg/not-there-yet")), ["secret/gpg"]);
+    assert_eq!(scan.problems, []);
+}
+
+#[test]
+fn a_link_to_what_belongs_to_somebody_else_is_not_followed() {
+    let home = Home::new();
+    let link = home.link(".netrc", "/bin/sh");
+    not_roots(&link);
+    let scan = home.scan(&entry("paths = ['~/.netrc']"));
+    assert_eq!((scan.files.len(), scan.problems.len()), (0, 1));
+    assert_eq!(scan.problems[0].kind, ProblemKind::ForeignLink(link));
+}
+
+#[test]
+fn a_file_moved_out_of_a_protected_directory_was_known_by_itself() {
+    let home = Home::new();
+    let inside = home.file("d/e/key");
+    let scan = home.scan(&entry("directories = ['~/d']"));
+    assert_eq!(scan.inside.iter().map(|found| &found.path).collect::<Vec<_>>(), [&inside]);
+    assert_eq!(scan.inside[0].class, scan.class_of(&home.path("d/e/new")));
 }
 
 #[test]
@@ -304,17 +357,18 @@ fn a_rescan_tells_new_replaced_and_vanished_files() {
     let paths = |list: &[Protected]| list.iter().map(|found| found.path.clone()).collect::<Vec<_>>();
     assert_eq!(paths(&changes.files), [kept.clone(), new]);
     assert_eq!(paths(&changes.gone), [gone, kept]);
+    assert_eq!(paths(&changes.inside), std::slice::from_ref(&sub));
     assert_eq!(paths(&changes.directories), [home.path("d"), sub.parent().unwrap().to_owned()]);
     assert!(changes.watch.contains(&home.path("later")));
 
     fs::remove_dir_all(home.path("d")).unwrap();
     let last = secrets.scan(&mut table);
-    assert_eq!(last.changes_since(&after).gone.len(), 2);
+    assert_eq!(last.changes_since(&after).gone.len(), 3);
     assert_eq!(last.problems, []);
 }
 
 #[test]
-fn places_that_do_not_exist_yet_are_watched_from_the_nearest_that_does() {
+fn every_directory_on_the_way_is_watched() {
     let home = Home::new();
     home.file("there/x");
     let scan =
@@ -375,4 +429,64 @@ fn every_fault_names_line_reason_and_next_step() {
         assert!(found.starts_with(expected), "{found}\n{expected}");
     }
     assert_eq!(found.len(), expected.len(), "{found:#?}");
+}
+
+/// A few short names, so that patterns often match.
+fn tree() -> impl Strategy<Value = Vec<String>> {
+    prop::collection::vec("[ab]{1,2}(/[ab]{1,2}){0,3}", 0..12)
+}
+
+fn pattern_text() -> impl Strategy<Value = String> {
+    let part = || prop_oneof!["[ab]{1,2}", Just("*".to_owned()), Just("a*".to_owned()), Just("{a,bb}".to_owned())];
+    let parts = prop::collection::vec(part(), 1..4);
+    (parts, prop::option::of(0_usize..3)).prop_map(|(mut parts, deep)| {
+        if let Some(at) = deep.filter(|at| *at < parts.len()) {
+            parts.insert(at, "**".to_owned());
+        }
+        parts.join("/")
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    /// The scan, the catalogue's words alone and globset's reading of the whole glob agree on every file.
+    #[test]
+    fn scan_words_and_globset_agree(
+        names in tree(),
+        globs in prop::collection::vec(pattern_text(), 1..3),
+        exclude in prop::option::of("[ab]{1,2}"),
+    ) {
+        let home = Home::new();
+        for name in &names {
+            let path = home.path(name);
+            // A name may already be a file where a directory is needed, or the other way round.
+            if fs::create_dir_all(path.parent().unwrap()).is_ok() && !path.exists() {
+                fs::write(path, "").unwrap();
+            }
+        }
+        let list = globs.iter().map(|glob| format!("'~/{glob}'")).collect::<Vec<_>>().join(",");
+        let out = exclude.iter().map(|name| format!("exclude = ['{name}']")).collect::<String>();
+        let secrets = home.load(&entry(&format!("globs = [{list}]\n{out}")));
+        let mut table = ClassTable::default();
+        let scan = secrets.scan(&mut table);
+        let whole: Vec<_> = globs.iter().map(|glob| {
+            let fixed = glob.split('/').take_while(|name| name.chars().all(char::is_alphabetic)).count();
+            let matcher = globset::GlobBuilder::new(glob).literal_separator(true).build().unwrap().compile_matcher();
+            (matcher, fixed.min(glob.split('/').count() - 1))
+        }).collect();
+        for name in names.iter().filter(|name| home.path(name).is_file()) {
+            let taken_out = |fixed: usize| name.split('/').skip(fixed).any(|part| Some(part) == exclude.as_deref());
+            let naive = whole.iter().any(|(matcher, fixed)| matcher.is_match(name) && !taken_out(*fixed));
+            let path = home.path(name);
+            prop_assert_eq!(scan.class_of(&path) != NO_CLASS, naive, "{} {:?}", name, globs);
+            prop_assert_eq!(secrets.class_of_path(&path, &mut table), scan.class_of(&path), "{} {:?}", name, globs);
+        }
+    }
+
+    #[test]
+    fn no_catalogue_panics(text in "([a-c]|\\[|\\]|=|\"|'|\n| |\\{|\\}|,|\\*|\\?|/|~|\\.|ä|globs|labels|secret|exclude){0,60}") {
+        let _ = Secrets::load("", Some((Path::new("x"), &text)), &["/h".into()]);
+        let _ = Secrets::load("", Some((Path::new("x"), &entry(&format!("globs = ['{text}']\nexclude = ['{text}']")))), &["/h".into()]);
+    }
 }
