@@ -33,7 +33,8 @@ pub enum Failure {
     },
     /// `run`: this process has threads, of which a mark could not cover what they did before.
     #[error(
-        "this process has {0} threads where one is needed; start `writ run` directly, without preloaded libraries (see LD_PRELOAD)"
+        "this process has {0} threads where one is needed; start `writ run` without preloaded libraries \
+         (see LD_PRELOAD)"
     )]
     Threads(usize),
     /// `run`: the command does not exist.

@@ -38,10 +38,11 @@ pub struct Args {
 #[derive(Debug, clap::Args)]
 struct Common {
     /// The daemon's socket
-    #[arg(long, global = true, value_name = "PATH", env = "WRIT_SOCKET", default_value = DEFAULT_SOCKET)]
+    #[arg(long, global = true, display_order = 100, value_name = "PATH")]
+    #[arg(env = "WRIT_SOCKET", default_value = DEFAULT_SOCKET)]
     socket: PathBuf,
     /// How to print: text for people, or the daemon's answer as JSON
-    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    #[arg(long, global = true, display_order = 100, value_name = "FORMAT", default_value = "text")]
     output: Output,
 }
 
