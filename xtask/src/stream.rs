@@ -15,15 +15,19 @@ pub(crate) struct Streamed {
     pub(crate) output: String,
 }
 
-/// Runs `command` without input for at most `limit`. Its output appears at once, and is kept as well.
+/// Runs `command` without input for at most `limit`. Its output goes to standard output at once, and is kept as well.
 pub(crate) fn run(command: &mut Command, limit: Duration) -> Result<Streamed> {
+    run_into(command, limit, &mut std::io::stdout())
+}
+
+fn run_into(command: &mut Command, limit: Duration, out: &mut dyn Write) -> Result<Streamed> {
     let program = command.get_program().to_string_lossy().into_owned();
     let started = Instant::now();
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("cannot start `{program}`"))?;
     let output = child.stdout.take().context("a started program has no output")?;
     let mut kept = Vec::new();
-    let in_time = pass_on(&chunks(output), started + limit, &mut kept)?;
+    let in_time = pass_on(&chunks(output), started + limit, out, &mut kept)?;
     if !in_time {
         child.kill().with_context(|| format!("cannot stop `{program}`"))?;
     }
@@ -32,12 +36,11 @@ pub(crate) fn run(command: &mut Command, limit: Duration) -> Result<Streamed> {
     Ok(Streamed { status: in_time.then_some(status), output })
 }
 
-/// Copies chunks to standard output and into `kept`; false when the deadline came before the end.
-fn pass_on(chunks: &Receiver<Vec<u8>>, deadline: Instant, kept: &mut Vec<u8>) -> Result<bool> {
+/// Copies chunks to `out` and into `kept`; false when the deadline came before the end.
+fn pass_on(chunks: &Receiver<Vec<u8>>, deadline: Instant, out: &mut dyn Write, kept: &mut Vec<u8>) -> Result<bool> {
     loop {
         match chunks.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(chunk) => {
-                let mut out = std::io::stdout().lock();
                 out.write_all(&chunk)?;
                 out.flush()?;
                 kept.extend_from_slice(&chunk);
@@ -77,8 +80,10 @@ mod tests {
 
     #[test]
     fn output_and_status_are_kept() {
-        let streamed = run(&mut command("sh", ["-c", "echo out; exit 3"]), Duration::from_secs(60)).unwrap();
-        assert_eq!(streamed.output, "out\n");
+        let mut shown = Vec::new();
+        let mut shell = command("sh", ["-c", "echo out; exit 3"]);
+        let streamed = run_into(&mut shell, Duration::from_secs(60), &mut shown).unwrap();
+        assert_eq!((streamed.output.as_str(), shown.as_slice()), ("out\n", b"out\n".as_slice()));
         assert_eq!(streamed.status.unwrap().code(), Some(3));
     }
 
