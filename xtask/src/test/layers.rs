@@ -50,7 +50,7 @@ impl Plan {
     pub(crate) fn new(filter: Option<String>) -> Result<Self> {
         progress("building the privileged suite");
         run(&mut command("cargo", ["build", "--quiet", "--package", "tests", "--bin", "writ-tests"]))?;
-        Ok(Self { filter, binaries: repo::at("target/debug") })
+        Ok(Self { filter, binaries: repo::binaries() })
     }
 
     /// Unit and property tests of every crate.
