@@ -34,6 +34,9 @@ pub(crate) struct Options {
     /// More words for the kernel's command line.
     #[arg(long)]
     append: Vec<String>,
+    /// One more argument for QEMU, as in `--qemu=-icount --qemu=shift=0,sleep=off`.
+    #[arg(long, allow_hyphen_values = true, value_name = "ARG")]
+    qemu: Vec<String>,
     /// Copy this file or directory into the guest as well, to the same path.
     #[arg(long = "file", value_name = "PATH")]
     files: Vec<PathBuf>,
@@ -57,6 +60,7 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
         memory: options.memory,
         limit: Duration::from_secs(options.timeout),
         append: options.append,
+        qemu: options.qemu,
         ..Machine::new(kernel::find_or_fetch(&options.kernel)?)
     };
     let guest = Guest {
@@ -73,7 +77,7 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
 /// Shows the end of the log where the kernel is to blame, and one line in any case.
 pub(crate) fn report(machine: &Machine, ending: &Ending) {
     if !matches!(ending.verdict, Verdict::Status(_)) {
-        eprintln!("{}", ending.log);
+        eprintln!("{}\n(all of it: {})", ending.log, ending.log_file.display());
     }
     let seconds = ending.duration.as_secs_f64();
     progress(format!("vm {}: {} ({seconds:.1} s)", machine.kernel.name, ending.verdict));

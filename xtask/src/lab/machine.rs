@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use super::guest::Guest;
 use super::kernel::Kernel;
 use super::log;
 use crate::command::command;
-use crate::stream;
+use crate::{repo, stream};
 
 /// The security modules of a guest; what Debian's kernels have by default, made explicit.
 pub(crate) const LSM: &str = "landlock,lockdown,yama,integrity,apparmor,bpf";
@@ -29,6 +29,8 @@ pub(crate) struct Machine {
     pub(crate) limit: Duration,
     /// More words for the kernel's command line.
     pub(crate) append: Vec<String>,
+    /// More arguments for QEMU.
+    pub(crate) qemu: Vec<String>,
 }
 
 /// How a guest ended.
@@ -39,6 +41,8 @@ pub(crate) struct Ending {
     pub(crate) output: String,
     /// The end of the kernel's log, for a verdict that is the kernel's.
     pub(crate) log: String,
+    /// Where the whole log is, until the next guest with this kernel.
+    pub(crate) log_file: PathBuf,
     pub(crate) duration: Duration,
 }
 
@@ -83,7 +87,7 @@ impl Machine {
     /// A machine as tests use it.
     pub(crate) fn new(kernel: Kernel) -> Self {
         let limit = Duration::from_secs(120);
-        Self { kernel, lsm: LSM.to_owned(), cpus: 2, memory: 1024, limit, append: Vec::new() }
+        Self { kernel, lsm: LSM.to_owned(), cpus: 2, memory: 1024, limit, append: Vec::new(), qemu: Vec::new() }
     }
 
     /// Boots the guest and waits for its end.
@@ -97,8 +101,10 @@ impl Machine {
             String::from_utf8_lossy(&bytes).into_owned()
         };
         let log = read("log");
+        let log_file = repo::lab().join(format!("{}.log", self.kernel.name));
+        std::fs::write(&log_file, &log).with_context(|| format!("cannot write `{}`", log_file.display()))?;
         let verdict = judge(streamed.status.is_some(), &read("status"), &log);
-        Ok(Ending { verdict, output: streamed.output, log: log::end(&log, 40), duration: started.elapsed() })
+        Ok(Ending { verdict, output: streamed.output, log: log::end(&log, 40), log_file, duration: started.elapsed() })
     }
 
     /// QEMU with three serial ports: the kernel's log, the command's output, its status.
@@ -110,7 +116,7 @@ impl Machine {
         qemu.args(["-append", &self.command_line()]);
         qemu.arg("-serial").arg(to_file(work, "log"));
         qemu.args(["-chardev", "stdio,id=output,signal=off", "-serial", "chardev:output"]);
-        qemu.arg("-serial").arg(to_file(work, "status"));
+        qemu.arg("-serial").arg(to_file(work, "status")).args(&self.qemu);
         qemu
     }
 

@@ -72,7 +72,8 @@ fn install(packages: &[&str]) -> Result<()> {
 }
 
 fn apt_get_install(options: &[&str], packages: &[&str]) -> Command {
-    let mut apt_get = command("apt-get", ["-qq", "--yes", "--no-install-recommends", "install"]);
+    let mut apt_get =
+        command("apt-get", ["-qq", "--yes", "-o", "Dpkg::Use-Pty=0", "--no-install-recommends", "install"]);
     apt_get.args(options).args(packages).env("DEBIAN_FRONTEND", "noninteractive");
     apt_get
 }

@@ -17,8 +17,13 @@ use crate::{repo, setup, stream, vm};
 /// Compilation included.
 const UNITS_LIMIT: Duration = Duration::from_secs(40 * 60);
 const HOST_LIMIT: Duration = Duration::from_secs(15 * 60);
-/// An emulated processor is up to 15 times slower.
+
+/// How many times slower an emulated processor is, at most.
+const SLOWNESS: u32 = 15;
 const GUEST_LIMIT: Duration = Duration::from_secs(30 * 60);
+
+/// What the suite needs, itself included.
+const PROGRAMS: [&str; 4] = ["writ-tests", "writ-probe", "writd", "writ"];
 
 /// What a machine is declared to offer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -49,7 +54,7 @@ impl Plan {
     /// Builds the privileged suite.
     pub(crate) fn new(filter: Option<String>) -> Result<Self> {
         progress("building the privileged suite");
-        run(&mut command("cargo", ["build", "--quiet", "--package", "tests", "--bin", "writ-tests"]))?;
+        run(&mut command("cargo", ["build", "--quiet", "--package", "tests", "--bins"]))?;
         Ok(Self { filter, binaries: repo::binaries() })
     }
 
@@ -112,10 +117,13 @@ impl Plan {
     fn in_guest(&self, tier: Tier) -> Result<Guest> {
         let binaries = self.stripped()?;
         let suite = binaries.join("writ-tests").to_string_lossy().into_owned();
-        let files = [binaries.join("writd"), binaries.join("writ"), repo::at("policies")];
+        let files = [binaries.clone(), repo::at("policies")];
         Ok(Guest {
             command: [vec![suite], self.arguments(tier)].concat(),
-            environment: vec![("WRIT_BIN_DIR".to_owned(), binaries.to_string_lossy().into_owned())],
+            environment: vec![
+                ("WRIT_BIN_DIR".to_owned(), binaries.to_string_lossy().into_owned()),
+                ("WRIT_TEST_SLOW".to_owned(), SLOWNESS.to_string()),
+            ],
             files: files.into_iter().filter(|path| path.exists()).collect(),
             modules: Vec::new(),
         })
@@ -125,7 +133,7 @@ impl Plan {
     fn stripped(&self) -> Result<PathBuf> {
         let directory = repo::lab().join("binaries");
         std::fs::create_dir_all(&directory).with_context(|| format!("cannot make `{}`", directory.display()))?;
-        for name in ["writ-tests", "writd", "writ"] {
+        for name in PROGRAMS {
             strip(&self.binaries.join(name), &directory.join(name))?;
         }
         Ok(directory)
