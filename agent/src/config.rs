@@ -18,9 +18,11 @@ use crate::domain::duration::parse_duration;
 use crate::domain::toml_text::{Reader, Table, TextErrors};
 
 const MAX_OUTSTANDING: i64 = 65_536;
+const MAX_PROCESSES: i64 = 61_440;
+const DEFAULT_PROCESSES: NonZeroU32 = NonZeroU32::new(61_440).unwrap();
 const DEFAULT_OUTSTANDING: NonZeroU32 = NonZeroU32::MIN.saturating_add(63);
 
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 15] = [
     "runtime_dir",
     "state_dir",
     "policies_dir",
@@ -33,6 +35,7 @@ const KEYS: [&str; 14] = [
     "default_ttl",
     "max_ttl",
     "max_outstanding",
+    "max_processes",
     "homes",
     "kernel_log",
 ];
@@ -117,6 +120,8 @@ pub struct Config {
     pub max_ttl: Duration,
     /// First contacts of one task that may wait at the same time.
     pub max_outstanding: NonZeroU32,
+    /// Processes of tasks that may be alive at the same time, all tasks together; a fork beyond it does not survive.
+    pub max_processes: NonZeroU32,
     /// Where home directories are known from.
     pub homes: Homes,
     /// How much the kernel programs log for debugging.
@@ -189,6 +194,7 @@ impl Config {
         let config_dir = file.parent().unwrap_or(Path::new("/")).to_owned();
         let (default_ttl, max_ttl) = read_ttls(&mut reader, root);
         let outstanding = reader.integer(root, "max_outstanding", 1..=MAX_OUTSTANDING);
+        let processes = reader.integer(root, "max_processes", 1..=MAX_PROCESSES);
         let mut path = |key: &str, flag: &Option<PathBuf>, default: PathBuf| -> Result<PathBuf, ConfigError> {
             let own = reader.parsed(root, key, parse_path);
             Ok(flag_path(flag.as_deref())?.or(own).unwrap_or(default))
@@ -206,6 +212,7 @@ impl Config {
             stale_after: reader.parsed(root, "stale_after", parse_stale).unwrap_or(Duration::from_secs(3)),
             default_ttl,
             max_ttl,
+            max_processes: processes.and_then(to_non_zero).unwrap_or(DEFAULT_PROCESSES),
             max_outstanding: outstanding.and_then(to_non_zero).unwrap_or(DEFAULT_OUTSTANDING),
             homes: read_homes(&mut reader, root, &flags.homes)?,
             kernel_log: reader.parsed(root, "kernel_log", parse_level).unwrap_or(LevelFilter::OFF),

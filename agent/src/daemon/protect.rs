@@ -17,7 +17,7 @@ use agent_common::maps::FileKey;
 
 use super::snapshot::Places;
 use crate::kernel::{Fanotify, MapError, Maps, learn};
-use crate::resource::{Protected, Scan};
+use crate::resource::{Changes, Ledger, Protected, Scan};
 
 /// What guards secret reads on this host.
 #[derive(Clone)]
@@ -46,22 +46,26 @@ pub(super) struct Protection {
     orphans: Vec<Held>,
     paths: HashMap<FileKey, PathBuf>,
     problems: Vec<String>,
+    ledger: Ledger,
 }
 
 impl Protection {
     pub(super) fn new(guarding: Guarding) -> Self {
         let (held, orphans, paths) = (HashMap::new(), Vec::new(), HashMap::new());
-        Self { guarding, scan: Scan::default(), held, orphans, paths, problems: Vec::new() }
+        Self { guarding, scan: Scan::default(), held, orphans, paths, problems: Vec::new(), ledger: Ledger::default() }
     }
 
     /// Brings the guards from the last scan to this one. True if anything changed.
-    pub(super) fn apply(&mut self, maps: &mut Maps, scan: Scan) -> bool {
+    ///
+    /// `reloaded`: the catalogue is another than at the last scan.
+    pub(super) fn apply(&mut self, maps: &mut Maps, mut scan: Scan, reloaded: bool) -> bool {
+        self.ledger.settle(&mut scan, reloaded);
         let changes = scan.changes_since(&self.scan);
         self.problems = scan.problems.iter().map(ToString::to_string).collect();
         self.scan = scan;
         self.orphans.extend(changes.gone.iter().filter_map(|gone| self.held.remove(&gone.path)));
         for (found, directory) in
-            changes.files.iter().map(|file| (file, false)).chain(changes.directories.iter().map(|dir| (dir, true)))
+            changed(&changes)
         {
             if let Err(cause) = self.protect(maps, found, directory) {
                 let path = found.path.display();
@@ -114,7 +118,7 @@ impl Protection {
 
     /// Protected files and directories.
     pub(super) fn counts(&self) -> (usize, usize) {
-        (self.scan.files.len(), self.scan.directories.len())
+        (self.scan.files.len() + self.scan.inside.len(), self.scan.directories.len())
     }
 
     /// What could not be protected, and why.
@@ -158,9 +162,12 @@ impl Protection {
     fn bury(&mut self, maps: &mut Maps) {
         let orphans = std::mem::take(&mut self.orphans);
         for orphan in orphans {
-            if orphan.file.metadata().is_ok_and(|meta| meta.nlink() > 0) {
-                self.orphans.push(orphan);
-                continue;
+            match orphan.file.metadata() {
+                Ok(meta) if meta.nlink() == 0 => self.ledger.forget(meta.dev(), meta.ino()),
+                _ => {
+                    self.orphans.push(orphan);
+                    continue;
+                }
             }
             for key in &orphan.keys {
                 let map = if orphan.directory { &mut maps.directories } else { &mut maps.secrets };
@@ -171,6 +178,13 @@ impl Protection {
             }
         }
     }
+}
+
+/// What is new or different, and whether it is a directory. A file inside a protected directory gets a rule of its own,
+/// so that it stays protected when it is moved out.
+fn changed(changes: &Changes) -> impl Iterator<Item = (&Protected, bool)> {
+    let files = changes.files.iter().chain(&changes.inside).map(|file| (file, false));
+    files.chain(changes.directories.iter().map(|directory| (directory, true)))
 }
 
 fn put(maps: &mut Maps, key: FileKey, class: u32, directory: bool) -> Result<(), MapError> {

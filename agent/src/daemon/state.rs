@@ -254,7 +254,7 @@ impl Daemon {
         }
     }
 
-    fn finish(&mut self, slot: u32, epoch: u32, status: TaskStatus, why: &str) {
+    pub(super) fn finish(&mut self, slot: u32, epoch: u32, status: TaskStatus, why: &str) {
         let Some(task) = self.table.finish(slot, epoch, status, instant()).cloned() else { return };
         self.take_down(&task, status);
         self.record_over(&task, why);
