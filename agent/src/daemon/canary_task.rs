@@ -81,7 +81,8 @@ fn publish(snapshot: &ArcSwap<Snapshot>, generation: u32) -> Result<(), DaemonEr
 
 fn set_up(maps: &mut Maps, targets: &Targets, generation: u32) -> Result<(), MapError> {
     maps.usage.put(CANARY_SLOT, Usage { processes: 1, outstanding: 0 })?;
-    maps.tasks.put(CANARY_SLOT, state(TaskStatus::Active, generation))
+    maps.tasks
+        .put(CANARY_SLOT, state(TaskStatus::Active, generation))
         .and_then(|()| targets.egress().map_or(Ok(()), |to| allow(maps, to, generation)))
 }
 

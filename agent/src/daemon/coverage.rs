@@ -34,7 +34,8 @@ impl Coverage {
 
     /// What `--require reduced` wants and the host does not give.
     pub(super) fn missing(&self) -> Option<String> {
-        let wanted = |row: &&CoverageView| row.state != CoverageState::Enforced && REQUIRED.contains(&row.path.as_str());
+        let wanted =
+            |row: &&CoverageView| row.state != CoverageState::Enforced && REQUIRED.contains(&row.path.as_str());
         let missing: Vec<String> =
             self.rows.iter().filter(wanted).map(|row| format!("{} ({})", row.path, row.detail)).collect();
         (!missing.is_empty()).then(|| format!("not enforced: {}", missing.join("; ")))
@@ -109,7 +110,9 @@ impl Evidence<'_> {
             Some(Outcome::Unavailable(cause)) => {
                 (CoverageState::NotCovered, format!("this host cannot even do it unmarked: {cause}"))
             }
-            Some(Outcome::Failed(cause)) => (CoverageState::NotCovered, format!("the canary failed otherwise: {cause}")),
+            Some(Outcome::Failed(cause)) => {
+                (CoverageState::NotCovered, format!("the canary failed otherwise: {cause}"))
+            }
             None => (CoverageState::NotCovered, "the canary did not try it".to_owned()),
         };
         row(path, guard, state, &detail)
@@ -117,7 +120,9 @@ impl Evidence<'_> {
 
     fn without_lsm(&self, path: &str, what: &str) -> CoverageView {
         let why = match (self.lsm, self.lsm_refused) {
-            (BpfLsm::NotListed(list), _) => format!("`bpf` is not in the kernel's lsm list ({list}); boot with it there"),
+            (BpfLsm::NotListed(list), _) => {
+                format!("`bpf` is not in the kernel's lsm list ({list}); boot with it there")
+            }
             (_, Some(cause)) => format!("this kernel refuses LSM programs: {cause}"),
             _ => "BPF LSM does not run here".to_owned(),
         };
@@ -130,7 +135,10 @@ impl Evidence<'_> {
         vec![
             none("unix sockets", "who listens is not asked yet: other services can act for an agent"),
             none("listening and accepting", "inbound connections are not decided; their task's end is enforced"),
-            none("packets that leave for another address", "NAT, tunnels and routing headers are not checked on the wire"),
+            none(
+                "packets that leave for another address",
+                "NAT, tunnels and routing headers are not checked on the wire",
+            ),
             none("secrets read by other ways", "descriptors passed in, memory of other processes, raw disks"),
             none("the daemon itself", "a root agent can kill the daemon, and then nothing is enforced"),
         ]

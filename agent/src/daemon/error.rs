@@ -27,7 +27,9 @@ pub enum DaemonError {
     #[error("writd must be run as root: it loads eBPF programs; start it with `sudo writd` or `systemctl start writd`")]
     NotRoot,
     /// The process ids that the kernel speaks of are not the ones seen here.
-    #[error("writd must run in the initial pid namespace, to name the processes that the kernel names; start it on the host")]
+    #[error(
+        "writd must run in the initial pid namespace, to name the processes that the kernel names; start it on the host"
+    )]
     PidNamespace,
     /// `writd.toml` or a flag.
     #[error(transparent)]

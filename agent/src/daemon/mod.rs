@@ -117,7 +117,9 @@ impl Loop {
     fn new(started: Started, listener: UnixListener) -> Result<Self, DaemonError> {
         let Started { daemon, records, notes, threads, lock } = started;
         let failed = |what| move |error| DaemonError::System(what, error);
-        let records = AsyncFd::new(records).map_err(failed("wait for the record ring"))?;
+        // SAFETY: the ring owns its descriptor and keeps the same one for its whole life.
+        let records = unsafe { AsyncFd::register(records) };
+        let records = records.map_err(|error| failed("wait for the record ring")(error.into()))?;
         let (sender, commands) = mpsc::channel(COMMANDS);
         let (stop_server, stopped) = oneshot::channel::<()>();
         let lines = Records { lines: daemon.recorder.watchers(), missed: missed_line };
@@ -164,8 +166,7 @@ impl Loop {
             events = read_records(&mut self.records) => events.map_or(Input::Ended("the record ring"), Input::Kernel),
             Some(note) = self.notes.recv() => Input::Note(note),
             Some(command) = self.commands.recv() => Input::Command(command),
-            Some(()) = self.watcher.changed() => Input::Changed,
-            rescan = self.watcher.scanned() => Input::Scanned(rescan),
+            seen = self.watcher.next() => seen.map_or(Input::Changed, Input::Scanned),
             _ = &mut self.server => Input::Ended("the API's server"),
             _ = self.tick.tick() => Input::Tick,
         }
@@ -257,4 +258,3 @@ async fn read_records(ring: &mut AsyncFd<Ring>) -> std::io::Result<Vec<Result<Ke
     }
     Ok(events)
 }
-

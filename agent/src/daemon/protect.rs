@@ -64,9 +64,7 @@ impl Protection {
         self.problems = scan.problems.iter().map(ToString::to_string).collect();
         self.scan = scan;
         self.orphans.extend(changes.gone.iter().filter_map(|gone| self.held.remove(&gone.path)));
-        for (found, directory) in
-            changed(&changes)
-        {
+        for (found, directory) in changed(&changes) {
             if let Err(cause) = self.protect(maps, found, directory) {
                 let path = found.path.display();
                 self.problems.push(format!("`{path}` is not protected: {cause}"));

@@ -49,13 +49,18 @@ impl Daemon {
         let (Some(action), Some(effect), Some(reason), Some(source)) = codes else {
             return self.lost(Cause::Undecodable, 1);
         };
-        let shadow = self.shared.details.get(decided.detail).and_then(|detail| detail.shadow.as_ref().map(|s| s.effect));
+        let shadow =
+            self.shared.details.get(decided.detail).and_then(|detail| detail.shadow.as_ref().map(|s| s.effect));
         self.decision(&Note {
             actor: decided.actor,
             object: decided.object,
             action,
             // What was let through by an audited policy's leave is what audit mode calls it.
-            effect: if effect == Effect::Allow { effect_of(effect, shadow, agent_common::Mode::Enforce) } else { effect },
+            effect: if effect == Effect::Allow {
+                effect_of(effect, shadow, agent_common::Mode::Enforce)
+            } else {
+                effect
+            },
             reason,
             source,
             detail: decided.detail,
@@ -74,8 +79,10 @@ impl Daemon {
         let Some(task) = self.reference(slot, epoch) else { return self.lost(Cause::Undecodable, 1) };
         self.table.count(slot, epoch, note.effect, 1);
         let detail = self.shared.details.get(note.detail);
-        let policies = detail.as_ref().map_or_else(Vec::new, |detail| detail.policies.iter().map(PolicyNote::from).collect());
-        let shadow = detail.as_ref().and_then(|detail| detail.shadow.as_ref()).map(|shadow| Arc::new(Shadow::from(shadow)));
+        let policies =
+            detail.as_ref().map_or_else(Vec::new, |detail| detail.policies.iter().map(PolicyNote::from).collect());
+        let shadow =
+            detail.as_ref().and_then(|detail| detail.shadow.as_ref()).map(|shadow| Arc::new(Shadow::from(shadow)));
         let decision = Decision {
             task,
             process: self.process(&note.actor),

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
+use tokio::task::{JoinError, JoinHandle};
 
 use super::DaemonError;
 use super::protect::{Protection, chain};
@@ -44,7 +45,7 @@ pub(super) struct Watcher {
     scan_wanted: bool,
     reloaded: bool,
     last_scan: Instant,
-    running: Option<tokio::task::JoinHandle<Rescan>>,
+    running: Option<JoinHandle<Rescan>>,
 }
 
 impl Watcher {
@@ -54,8 +55,9 @@ impl Watcher {
         let changed_configuration = Arc::new(std::sync::Mutex::new(None));
         let directories = [config.config_dir.clone(), config.policies_dir.clone()];
         let handler = handler(sender, Arc::clone(&changed_configuration), directories.to_vec());
-        let inotify = notify::recommended_watcher(handler)
-            .inspect_err(|error| tracing::warn!(%error, "file changes are not noticed at once; send SIGHUP after a change"));
+        let inotify = notify::recommended_watcher(handler).inspect_err(
+            |error| tracing::warn!(%error, "file changes are not noticed at once; send SIGHUP after a change"),
+        );
         let mut watcher = Self {
             inotify: inotify.ok(),
             events,
@@ -89,9 +91,19 @@ impl Watcher {
         }
     }
 
-    /// Something changed somewhere.
-    pub(super) async fn changed(&mut self) -> Option<()> {
-        self.events.recv().await
+    /// The finding of a scan that is done; `None` if something changed somewhere.
+    pub(super) async fn next(&mut self) -> Option<Rescan> {
+        loop {
+            let result = tokio::select! {
+                Some(()) = self.events.recv() => return None,
+                result = finished(&mut self.running) => result,
+            };
+            self.running = None;
+            match result {
+                Ok(rescan) => return Some(rescan),
+                Err(error) => tracing::error!(%error, "a scan for secrets failed; the next one comes"),
+            }
+        }
     }
 
     /// A change calls for a scan.
@@ -130,22 +142,13 @@ impl Watcher {
             Rescan { scan, classes, reloaded }
         }));
     }
+}
 
-    /// The running scan's finding.
-    pub(super) async fn scanned(&mut self) -> Rescan {
-        loop {
-            match &mut self.running {
-                None => std::future::pending::<()>().await,
-                Some(running) => {
-                    let result = running.await;
-                    self.running = None;
-                    match result {
-                        Ok(rescan) => return rescan,
-                        Err(error) => tracing::error!(%error, "a scan for secrets failed; the next one comes"),
-                    }
-                }
-            }
-        }
+/// Never, if no scan is running.
+async fn finished(running: &mut Option<JoinHandle<Rescan>>) -> Result<Rescan, JoinError> {
+    match running {
+        Some(running) => running.await,
+        None => std::future::pending().await,
     }
 }
 

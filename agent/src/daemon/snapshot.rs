@@ -83,4 +83,3 @@ impl Judge for Snapshot {
 pub(super) fn undecided(reason: Reason) -> Decision {
     Decision { effect: Effect::Deny, reason, policies: Vec::new(), hop: 0, shadow: None, lifetime: Lifetime::Ask }
 }
-

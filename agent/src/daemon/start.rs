@@ -15,6 +15,7 @@ use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
+use super::DaemonError;
 use super::canary::{Outcome, Targets};
 use super::canary_task::{self, CANARY_LABEL};
 use super::coverage::{Coverage, Evidence};
@@ -23,7 +24,6 @@ use super::snapshot::Snapshot;
 use super::sources::Sources;
 use super::state::{Daemon, Parts};
 use super::threads::{self, Note, Shared};
-use super::DaemonError;
 use crate::config::{Config, Require};
 use crate::domain::clock::boot_now_ns;
 use crate::kernel::lsm::{BpfLsm, bpf_lsm};
@@ -107,8 +107,12 @@ pub(super) fn start(config: Config, sources: Sources, lock: File) -> Result<Star
     let generation = 1;
     let canary = canary_task::run(&mut maps, &shared.snapshot, &targets, generation);
     let result = canary.and_then(|canary| {
-        let evidence =
-            Evidence { canary: &canary, guarding: &guarding, lsm: &attached.lsm, lsm_refused: attached.refused.as_deref() };
+        let evidence = Evidence {
+            canary: &canary,
+            guarding: &guarding,
+            lsm: &attached.lsm,
+            lsm_refused: attached.refused.as_deref(),
+        };
         let coverage = Coverage::new(&evidence);
         require(&config, &coverage, &canary.values().cloned().collect::<Vec<_>>())?;
         Ok(coverage)
@@ -227,7 +231,10 @@ fn protect(
     let mut protection = Protection::new(guarding.clone());
     protection.apply(maps, sources.secrets.scan(classes), false);
     let label = CANARY_LABEL.parse().map(|label| classes.intern(&[label].into()));
-    if let Err(error) = label.map_err(|error: crate::domain::label::LabelError| error.to_string()).and_then(|class| protection.add(maps, canary, class)) {
+    if let Err(error) = label
+        .map_err(|error: crate::domain::label::LabelError| error.to_string())
+        .and_then(|class| protection.add(maps, canary, class))
+    {
         tracing::error!(error, "the canary's secret could not be protected");
     }
     for problem in protection.problems() {

@@ -18,8 +18,8 @@ use crate::api::types::{MarkTarget, OpenTask};
 use crate::api::{ErrorBody, ErrorCode, Peer};
 use crate::config::Config;
 use crate::decision::Rows;
+use crate::domain::UnixMillis;
 use crate::domain::clock::BootClock;
-use crate::domain::{Mode, UnixMillis};
 use crate::kernel::{Kernel, Maps};
 use crate::process::{CgroupPaths, Lineage, snapshot};
 use crate::record::{Event, PolicyLoaded, Recorder, TaskOver, TaskRef, TaskStarted};
@@ -123,7 +123,8 @@ impl Daemon {
         let secrets = self.secrets.labels();
         let snapshot = self.shared.snapshot.load_full();
         let known = KnownLabels { read: &secrets, connect: snapshot.endpoints.labels() };
-        let task = self.table.open(&request, &self.registry, known, instant()).map_err(|error| refusal(&error))?.clone();
+        let task =
+            self.table.open(&request, &self.registry, known, instant()).map_err(|error| refusal(&error))?.clone();
         match self.set_up(&task).and_then(|()| self.mark(&task, peer)) {
             Ok(()) => {
                 self.record_started(&task, peer);
@@ -459,4 +460,3 @@ pub(super) fn not_found(error: &FindError) -> ErrorBody {
     };
     ErrorBody::from_error(code, error)
 }
-

@@ -129,9 +129,8 @@ impl Upcalls {
         let newest = snapshot.tasks.values().map(|task| task.generation).max().unwrap_or(0);
         if newest != self.generation {
             self.generation = newest;
-            self.rows.retain(|key| {
-                snapshot.task(key.slot, key.epoch).is_some_and(|task| task.generation == key.generation)
-            });
+            self.rows
+                .retain(|key| snapshot.task(key.slot, key.epoch).is_some_and(|task| task.generation == key.generation));
         }
     }
 
@@ -273,7 +272,8 @@ impl Files {
         let effect = shown(&answer.decision, mode.unwrap_or(Mode::Enforce));
         // A read that goes through was recorded when the file was opened.
         if opened.open || effect != Effect::Allow {
-            let actor = Actor { slot: mark.slot, epoch: mark.epoch, tgid: opened.tgid, tid: opened.tgid, ..Actor::zeroed() };
+            let actor =
+                Actor { slot: mark.slot, epoch: mark.epoch, tgid: opened.tgid, tid: opened.tgid, ..Actor::zeroed() };
             self.shared.note(note(actor, opened, class, effect, &answer, state.generation, now));
         }
         effect != Effect::Deny
