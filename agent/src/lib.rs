@@ -4,6 +4,8 @@
 
 pub mod api;
 pub mod cli;
+pub mod config;
+pub mod daemon;
 pub mod decision;
 pub mod domain;
 pub mod kernel;

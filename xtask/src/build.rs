@@ -6,7 +6,7 @@ use crate::command::{self, command, progress};
 use crate::{ebpf, repo, setup};
 
 /// Build the eBPF object and both binaries.
-#[derive(clap::Args)]
+#[derive(Default, clap::Args)]
 pub(crate) struct Options {
     /// Build the binaries optimised.
     #[arg(long)]

@@ -7,7 +7,10 @@ mod ebpf;
 mod lab;
 mod repo;
 mod setup;
+mod stream;
+mod test;
 mod tidy;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -29,6 +32,8 @@ enum Verb {
     Check,
     /// Check what the compiler cannot: walls, documents, unfinished work.
     Tidy,
+    Vm(vm::Options),
+    Test(test::Options),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +52,8 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Build(options) => build::run(&options)?,
         Verb::Check => check::run_all()?,
         Verb::Tidy => tidy::run()?,
+        Verb::Vm(options) => return vm::run(options),
+        Verb::Test(options) => return test::run(&options),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -27,3 +27,9 @@ pub(crate) fn tools() -> PathBuf {
 pub(crate) fn lab() -> PathBuf {
     at("target/lab")
 }
+
+/// Where cargo puts the binaries of a plain build.
+pub(crate) fn binaries() -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| at("target"), PathBuf::from);
+    root().join(target).join("debug")
+}

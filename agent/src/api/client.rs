@@ -30,7 +30,11 @@ const MAX_PENDING: usize = 4 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody listens.
-    #[error("no daemon at `{}`: {cause}; start it with `systemctl start writd` or `writd`, or name its socket with `--socket`", socket.display())]
+    #[error(
+        "no daemon at `{}`: {cause}; start it with `systemctl start writd` or `writd`, or name its socket with \
+         `--socket`",
+        socket.display()
+    )]
     NoDaemon {
         /// Where it was sought.
         socket: PathBuf,
@@ -38,7 +42,10 @@ pub enum ClientError {
         cause: String,
     },
     /// The socket is closed to this user.
-    #[error("no permission to speak to the daemon at `{}`; run the command as root, for instance with `sudo`", .0.display())]
+    #[error(
+        "no permission to speak to the daemon at `{}`; run the command as root, for instance with `sudo`",
+        .0.display()
+    )]
     Permission(PathBuf),
     /// The daemon said no.
     #[error(transparent)]

@@ -20,4 +20,4 @@ pub use stream::Records;
 pub use types::{ErrorBody, ErrorCode, OpenTask, StatusView, TaskView};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -14,13 +14,21 @@ use tokio::net::UnixListener;
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// Somebody listens there.
-    #[error("the socket `{}` is already in use: another daemon listens on it; stop that one first (`systemctl stop writd`), or choose another `--socket`", .0.display())]
+    #[error(
+        "the socket `{}` is already in use: another daemon listens on it; stop that one first \
+         (`systemctl stop writd`), or choose another `--socket`",
+        .0.display()
+    )]
     InUse(PathBuf),
     /// Something else is there.
     #[error("`{}` is there and is not a socket; remove it, or choose another `--socket`", .0.display())]
     NotASocket(PathBuf),
     /// Others than root could replace the socket.
-    #[error("the directory `{}` of the socket may be written by others than root (owner {uid}, mode {mode:o}); `chown root` and `chmod 755` it, or choose another `--socket`", path.display())]
+    #[error(
+        "the directory `{}` of the socket may be written by others than root (owner {uid}, mode {mode:o}); \
+         `chown root` and `chmod 755` it, or choose another `--socket`",
+        path.display()
+    )]
     OpenDirectory {
         /// The directory.
         path: PathBuf,
@@ -30,7 +38,10 @@ pub enum BindError {
         mode: u32,
     },
     /// The system refused.
-    #[error("cannot {what} `{}`; check that the daemon runs as root and that the file system is writable", path.display())]
+    #[error(
+        "cannot {what} `{}`; check that the daemon runs as root and that the file system is writable",
+        path.display()
+    )]
     Io {
         /// What was tried.
         what: &'static str,

@@ -2,33 +2,16 @@
 
 use std::io::{self, Write};
 
+use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, ValueEnum};
+use tokio_stream::StreamExt;
 
+use super::exit::Failure;
+use super::output::Output;
 use super::render;
+use crate::api::Client;
 use crate::domain::{Action, Effect};
 use crate::record::{Event, Record};
-
-/// What `writ watch` takes.
-#[derive(Clone, Debug, Default, Args)]
-pub struct WatchArgs {
-    /// Which records.
-    #[command(flatten)]
-    pub filter: Filter,
-    /// How they are written: one readable line each, or the record as it is
-    #[arg(long, value_enum, default_value_t)]
-    pub output: Output,
-}
-
-/// How records are written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Output {
-    /// One readable line each
-    #[default]
-    Text,
-    /// One JSON object each
-    Json,
-}
 
 /// Which records to show. Everything that is given must hold; losses are always shown.
 #[derive(Clone, Debug, Default, Args)]
@@ -67,17 +50,30 @@ impl Filter {
     }
 }
 
+/// Prints records until the daemon stops or the reader has seen enough.
+pub(super) async fn follow(client: &Client, filter: &Filter, output: Output) -> Result<(), Failure> {
+    let mut lines = std::pin::pin!(client.records().await?);
+    let mut out = anstream::stdout();
+    while let Some(line) = lines.next().await {
+        match show(&line?, filter, output, &mut out).and_then(|()| out.flush()) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            other => other.map_err(Failure::Output)?,
+        }
+    }
+    Ok(())
+}
+
 /// Writes one line of the record stream to `out`, which should be an `anstream` so that colours end up where they are
 /// wanted. A line that this program cannot read is always shown.
 ///
 /// # Errors
 /// Those of `out`; a broken pipe means that the reader has seen enough.
-pub fn show(line: &str, args: &WatchArgs, out: &mut impl Write) -> io::Result<()> {
+pub(super) fn show(line: &str, filter: &Filter, output: Output, out: &mut impl Write) -> io::Result<()> {
     let record = serde_json::from_str::<Record>(line);
-    if record.as_ref().is_ok_and(|record| !args.filter.matches(record)) {
+    if record.as_ref().is_ok_and(|record| !filter.matches(record)) {
         return Ok(());
     }
-    match (args.output, record) {
+    match (output, record) {
         (Output::Json, _) => writeln!(out, "{line}"),
         (Output::Text, Ok(record)) => writeln!(out, "{}", render::line(&record)),
         (Output::Text, Err(_)) => writeln!(out, "{}", render::unknown(line)),
@@ -114,11 +110,13 @@ mod tests {
     #[derive(Parser)]
     struct Command {
         #[command(flatten)]
-        watch: WatchArgs,
+        filter: Filter,
+        #[arg(long, default_value = "text")]
+        output: Output,
     }
 
-    fn args(words: &[&str]) -> WatchArgs {
-        Command::try_parse_from([&["watch"], words].concat()).unwrap().watch
+    fn args(words: &[&str]) -> Command {
+        Command::try_parse_from([&["watch"], words].concat()).unwrap()
     }
 
     fn record(event: Event) -> Record {
@@ -131,7 +129,8 @@ mod tests {
 
     fn shown(line: &str, words: &[&str]) -> String {
         let mut out = Vec::new();
-        show(line, &args(words), &mut out).unwrap();
+        let args = args(words);
+        show(line, &args.filter, args.output, &mut out).unwrap();
         anstream::adapter::strip_str(&String::from_utf8(out).unwrap()).to_string()
     }
 

@@ -70,6 +70,12 @@ impl Table<'_> {
     pub fn has(&self, key: &str) -> bool {
         self.entries.contains_key(key)
     }
+
+    /// Whether the table lacks this key or has an empty list there.
+    pub fn is_empty(&self, key: &str) -> bool {
+        let list = self.entries.get(key).map(|value| value.get_ref().as_array());
+        list.is_none_or(|array| array.is_some_and(|array| array.is_empty()))
+    }
 }
 
 /// A text being read, and the faults found so far.
@@ -157,6 +163,18 @@ impl<'t> Reader<'t> {
         array.iter().filter_map(|item| self.text_value(key, item)).collect()
     }
 
+    /// The list of texts and whole numbers under `key`, numbers as they are written; empty if there is none.
+    pub fn texts_or_integers(&mut self, table: Table<'_>, key: &str) -> Vec<Spanned<String>> {
+        let Some(array) = table.entries.get(key).and_then(|value| value.get_ref().as_array()) else {
+            return self.texts(table, key);
+        };
+        let item_text = |reader: &mut Self, item: &Spanned<DeValue<'_>>| match item.get_ref().as_integer() {
+            Some(number) => Some(Spanned::new(item.span(), number.to_string())),
+            None => reader.text_value(key, item),
+        };
+        array.iter().filter_map(|item| item_text(self, item)).collect()
+    }
+
     /// The list of texts under `key`, each read by `parse`, whose error is the reason that is reported.
     pub fn parsed_list<T, E: fmt::Display>(
         &mut self,
@@ -232,7 +250,8 @@ impl<'t> Reader<'t> {
         Some(Table { entries, start: value.span().start, end: value.span().end })
     }
 
-    fn parse_text<T, E: fmt::Display>(
+    /// What `parse` makes of a text of this document; its error is the reason that is reported.
+    pub fn parse_text<T, E: fmt::Display>(
         &mut self,
         text: &Spanned<String>,
         parse: impl Fn(&str) -> Result<T, E>,

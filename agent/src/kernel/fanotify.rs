@@ -4,9 +4,10 @@
 //! thread that answers must never open a marked file, log, or wait for anything that might.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::sys::fanotify::{
     EventFFlags, Fanotify as Group, FanotifyEvent, FanotifyResponse, InitFlags, MarkFlags, MaskFlags, Response,
@@ -16,8 +17,8 @@ use nix::sys::fanotify::{
 pub struct Fanotify(Group);
 
 /// Somebody who waits for an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Opened {
+#[derive(Debug)]
+pub struct Opened<'a> {
     /// Thread group id.
     pub tgid: u32,
     /// `stat(2)`'s device and inode of what is opened or read.
@@ -26,6 +27,28 @@ pub struct Opened {
     pub inode: u64,
     /// False for a read of a descriptor that is open already.
     pub open: bool,
+    fd: BorrowedFd<'a>,
+}
+
+impl Opened<'_> {
+    /// Device and inode of the directory that the file is in, as far as its path can be followed from here.
+    pub fn parent(&self) -> Option<(u64, u64)> {
+        let metadata = std::fs::metadata(self.path()?.parent()?).ok()?;
+        Some((metadata.dev(), metadata.ino()))
+    }
+
+    /// Writes the last component of the path, cut to `name`'s length.
+    pub fn write_name(&self, name: &mut [u8]) {
+        let path = self.path();
+        let component = path.as_deref().and_then(Path::file_name).unwrap_or_default();
+        for (to, from) in name.iter_mut().zip(component.as_bytes()) {
+            *to = *from;
+        }
+    }
+
+    fn path(&self) -> Option<PathBuf> {
+        std::fs::read_link(format!("/proc/self/fd/{}", self.fd.as_raw_fd())).ok()
+    }
 }
 
 /// Why there are no permission events.
@@ -88,7 +111,7 @@ impl Fanotify {
     ///
     /// # Errors
     /// An error of read(2), or of write(2) for an answer; the kernel keeps such an opener waiting until the group closes.
-    pub fn answer(&self, mut allow: impl FnMut(Opened) -> bool) -> io::Result<usize> {
+    pub fn answer(&self, mut allow: impl FnMut(&Opened<'_>) -> bool) -> io::Result<usize> {
         let events = match self.0.read_events() {
             Err(nix::Error::EAGAIN) => return Ok(0),
             other => other?,
@@ -99,10 +122,10 @@ impl Fanotify {
         Ok(events.len())
     }
 
-    fn answer_one(&self, event: &FanotifyEvent, allow: &mut impl FnMut(Opened) -> bool) -> io::Result<()> {
+    fn answer_one(&self, event: &FanotifyEvent, allow: &mut impl FnMut(&Opened<'_>) -> bool) -> io::Result<()> {
         let Some(fd) = event.fd() else { return Ok(()) };
         // What cannot be told apart is refused: the mark is on a secret.
-        let allowed = opened(event, fd).is_ok_and(allow);
+        let allowed = opened(event, fd).is_ok_and(|opened| allow(&opened));
         let response = if allowed { Response::FAN_ALLOW } else { Response::FAN_DENY };
         match self.0.write_response(FanotifyResponse::new(fd, response)) {
             // The opener was killed while it waited.
@@ -116,13 +139,14 @@ fn permissions() -> MaskFlags {
     MaskFlags::FAN_OPEN_PERM | MaskFlags::FAN_ACCESS_PERM
 }
 
-fn opened(event: &FanotifyEvent, fd: BorrowedFd<'_>) -> io::Result<Opened> {
-    let metadata = std::fs::File::from(fd.try_clone_to_owned()?).metadata()?;
+fn opened<'a>(event: &FanotifyEvent, fd: BorrowedFd<'a>) -> io::Result<Opened<'a>> {
+    let stat = nix::sys::stat::fstat(fd)?;
     Ok(Opened {
         tgid: u32::try_from(event.pid()).map_err(io::Error::other)?,
-        device: metadata.dev(),
-        inode: metadata.ino(),
+        device: stat.st_dev,
+        inode: stat.st_ino,
         open: event.mask().contains(MaskFlags::FAN_OPEN_PERM),
+        fd,
     })
 }
 

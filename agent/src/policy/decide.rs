@@ -208,3 +208,89 @@ impl HopAnswer {
         Self { enforced: verdict.clone(), all: verdict, lifetime: Lifetime::Ask }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use jiff::tz::TimeZone;
+
+    use super::super::{PolicyText, shipped};
+    use super::*;
+    use crate::domain::{AgentFacts, IntentFacts, LabelSet, TaskFacts, TaskId};
+
+    fn policies(text: &str) -> Policies {
+        let site = PolicyText { name: "site.cedar".to_owned(), text: text.to_owned() };
+        Policies::load(&shipped(), &[site], TimeZone::UTC).unwrap_or_else(|errors| panic!("{errors}"))
+    }
+
+    fn labels(label: &str) -> Arc<LabelSet> {
+        Arc::new(LabelSet::from([label.parse().unwrap()]))
+    }
+
+    fn task() -> TaskFacts {
+        TaskFacts {
+            id: TaskId::from_text("t"),
+            agent: AgentFacts { id: "a".into(), groups: vec!["g".into()], owner: None },
+            intent: IntentFacts { id: "i".into(), parents: Vec::new() },
+            goal: None,
+            on_behalf_of: None,
+            parent: None,
+            assurance: 1,
+            may_read: LabelSet::clone(&labels("secret")),
+            may_connect: LabelSet::new(),
+            touched: LabelSet::new(),
+            expires_at: 0,
+        }
+    }
+
+    const PERMIT: &str = r#"@id("p") permit (principal, action == Action::"read", resource);"#;
+
+    #[test]
+    fn a_missing_task_or_resource_is_denied() {
+        let policies = policies(PERMIT);
+        let prepared = policies.prepare(&task()).unwrap();
+        let class = policies.secret_class(&labels("secret/x"));
+        let question = || Question::new(&policies, &prepared, &class, 0).unwrap();
+        assert_eq!(question().of_chain(&prepared.hops).effect, Effect::Allow);
+        let resource = question().resource;
+        for missing in [prepared.hops[0].principal.clone(), resource] {
+            let mut question = question();
+            question.store = question.store.remove_entities([missing]).unwrap();
+            let decision = question.of_chain(&prepared.hops);
+            assert_eq!((decision.effect, decision.reason), (Effect::Deny, Reason::MissingEntity));
+        }
+    }
+
+    #[test]
+    fn a_task_or_class_of_other_policies_is_denied() {
+        let (old, new) = (policies(PERMIT), policies(PERMIT));
+        let of = |policies: &Policies| (policies.prepare(&task()).unwrap(), policies.secret_class(&labels("secret/x")));
+        let ((old_task, old_class), (new_task, new_class)) = (of(&old), of(&new));
+        assert_eq!(new.decide(&new_task, &new_class, 0).effect, Effect::Allow);
+        for (task, class) in [(&old_task, &new_class), (&new_task, &old_class)] {
+            let decision = new.decide(task, class, 0);
+            assert_eq!(
+                (decision.effect, decision.reason, decision.lifetime),
+                (Effect::Deny, Reason::Error, Lifetime::Ask)
+            );
+        }
+    }
+
+    #[test]
+    fn the_authorizer_is_given_only_policies_whose_scope_can_match() {
+        let policies = policies(
+            r#"@id("any") permit (principal, action, resource is Secret);
+            @id("group") permit (principal in AgentGroup::"g", action in Action::"access", resource is Secret);
+            @id("other group") permit (principal in AgentGroup::"h", action == Action::"read", resource);
+            @id("above") permit (principal is Task in Agent::"a", action in [Action::"read"], resource in Label::"secret");
+            @id("beside") permit (principal, action == Action::"read", resource in Label::"secret/y");
+            @id("connect") permit (principal, action == Action::"connect", resource);"#,
+        );
+        let prepared = policies.prepare(&task()).unwrap();
+        let question = Question::new(&policies, &prepared, &policies.secret_class(&labels("secret/x")), 0).unwrap();
+        let candidates = question.candidates(&prepared.hops[0]);
+        let ids: Vec<&str> = candidates.iter().map(|rule| &*rule.annotations.reference.id).collect();
+        assert_eq!(ids, ["baseline/read-beyond-grant", "baseline/delegation-depth", "any", "group", "above"]);
+    }
+}

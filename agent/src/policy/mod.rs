@@ -87,6 +87,11 @@ impl Policies {
         self.rules.len()
     }
 
+    /// How many of them are audited only (`@mode("audit")`).
+    pub fn number_of_audited(&self) -> usize {
+        self.rules.iter().filter(|rule| rule.annotations.audit).count()
+    }
+
     /// What is not wrong but deserves a look: Cedar's own warnings, and policies that have expired by `at`.
     pub fn warnings(&self, at: UnixMillis) -> Vec<Problem> {
         let expired = self.rules.iter().filter(|rule| rule.annotations.expires.is_some_and(|end| end <= at));

@@ -149,17 +149,21 @@ fn unified(groups: &str) -> Option<Arc<str>> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::os::unix::process::CommandExt;
     use std::process::{Child, Command, Stdio};
 
     use super::*;
     use crate::domain::clock::boot_now_ns;
 
-    /// `cat` waiting for input that ends when the child is dropped.
+    /// `cat` waiting for input. It has echoed some already, since a child that is only just becoming `cat` shows no arguments.
     fn sleeper(name: &str) -> Child {
         let mut command = Command::new("cat");
-        command.arg0(name).arg("-").stdin(Stdio::piped()).stdout(Stdio::null());
-        command.spawn().unwrap()
+        command.arg0(name).arg("-").stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        child
     }
 
     #[test]
@@ -186,6 +190,8 @@ mod tests {
         assert_eq!(all[0].pid, std::process::id());
         assert!(all.len() >= 2 && all[1].start <= all[0].start);
         assert_eq!(ancestors(child.id(), 1).len(), 1);
+        let older = ProcessFacts { start_ticks: 0, ..snapshot(child.id()).unwrap() };
+        assert_eq!(above(&older), None, "a parent cannot be younger than its child");
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(ancestors(child.id(), 16).is_empty());

@@ -48,6 +48,11 @@ impl Hub {
         }
     }
 
+    /// Lines that the sinks still hold or had to drop untold.
+    pub(super) fn unwritten(&self) -> u64 {
+        self.sinks.iter().map(Sink::unwritten).sum()
+    }
+
     /// Opens the files by name again.
     ///
     /// # Errors

@@ -70,12 +70,14 @@ impl Recorder {
         self.hub.reopen()
     }
 
-    /// Writes everything that is left, counts included.
-    pub fn close(mut self) {
+    /// Writes everything that is left, counts included. Returns how many lines could not be written, all sinks together;
+    /// they are lost, and the daemon's log is the last place that can tell.
+    pub fn close(mut self) -> u64 {
         self.coalescer.flush_all(writer(&mut self.hub));
         // The second time is for the loss record that the first may have made.
         self.hub.flush();
         self.hub.flush();
+        self.hub.unwritten()
     }
 }
 
@@ -104,7 +106,7 @@ mod tests {
         }
         recorder.record(time(), Event::TaskEnded(over()));
         recorder.loss(Cause::Undecodable, 0);
-        recorder.close();
+        assert_eq!(recorder.close(), 0);
         let lines = read(&path);
         let numbers: Vec<u64> = lines.iter().map(|line| line.sequence).collect();
         assert_eq!(numbers, (1..=lines.len() as u64).collect::<Vec<u64>>());
@@ -142,6 +144,16 @@ mod tests {
         assert_eq!(told.event, Event::Loss(Loss { cause: Cause::WatcherLagged, count: 3 }));
         let next: Record = serde_json::from_str(&watcher.try_recv().unwrap()).unwrap();
         assert_eq!(next.sequence, 4);
+    }
+
+    #[test]
+    fn what_cannot_be_written_at_the_end_is_told() {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let mut recorder = Recorder::new(vec![Sink::stream(Box::new(full))]);
+        recorder.record(time(), Event::TaskEnded(over()));
+        recorder.record(time(), Event::TaskEnded(over()));
+        recorder.tick(Instant::now());
+        assert_eq!(recorder.close(), 2);
     }
 
     #[test]

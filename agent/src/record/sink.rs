@@ -74,6 +74,12 @@ impl Sink {
         }
     }
 
+    /// Lines that wait or were lost since a flush last told of it.
+    pub(super) fn unwritten(&self) -> u64 {
+        let waiting = self.pending.bytes.iter().filter(|&&byte| byte == b'\n').count();
+        self.lost.saturating_add(u64::try_from(waiting).unwrap_or(u64::MAX))
+    }
+
     /// Opens the file by its name again, after it was moved away. A stream has no name and stays.
     ///
     /// # Errors

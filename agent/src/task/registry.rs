@@ -206,6 +206,10 @@ fn id(reader: &mut Reader<'_>, table: Table<'_>) -> Option<Arc<str>> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
     use super::*;
 
     const GOOD: &str = r#"
@@ -304,5 +308,41 @@ groups = ["engineering"]
         }
         let errors = load(&text).unwrap_err();
         assert!(errors[0].contains("more than 1024 entries above it"), "{errors:#?}");
+    }
+    /// Which group lies above which, by Warshall's closure.
+    fn reaches(parents: &[BTreeSet<usize>]) -> Vec<Vec<bool>> {
+        let all = 0..parents.len();
+        let mut reaches: Vec<Vec<bool>> =
+            parents.iter().map(|above| all.clone().map(|id| above.contains(&id)).collect()).collect();
+        for via in all.clone() {
+            for below in all.clone() {
+                for above in all.clone() {
+                    reaches[below][above] |= reaches[below][via] && reaches[via][above];
+                }
+            }
+        }
+        reaches
+    }
+
+    proptest! {
+        #[test]
+        fn every_graph_is_closed_or_has_a_circle(edges in prop::collection::vec((0_usize..8, 0_usize..8), 0..12)) {
+            let mut parents = vec![BTreeSet::new(); 8];
+            for (below, above) in edges {
+                parents[below].insert(above);
+            }
+            let mut text = String::from("[[user]]\nid='u'\ngroups=['g0']\n");
+            for (id, above) in parents.iter().enumerate() {
+                let above: Vec<String> = above.iter().map(|id| format!("'g{id}'")).collect();
+                text += &format!("[[group]]\nid='g{id}'\nparents=[{}]\n", above.join(","));
+            }
+            let (loaded, reaches) = (load(&text), reaches(&parents));
+            prop_assert_eq!(loaded.is_ok(), (0..8).all(|id| !reaches[id][id]));
+            if let Ok(registry) = loaded {
+                let above_u = (0..8).filter(|&id| id == 0 || reaches[0][id]);
+                let expected: Vec<Arc<str>> = above_u.map(|id| format!("g{id}").into()).collect();
+                prop_assert_eq!(registry.user("u").unwrap().groups, expected);
+            }
+        }
     }
 }

@@ -102,9 +102,10 @@ pub struct TaskTable {
 }
 
 impl TaskTable {
-    /// An empty table of [`MAX_TASKS`] slots, whose tasks get verdicts of `generation`.
+    /// An empty table, whose tasks get verdicts of `generation`. The last of the kernel's [`MAX_TASKS`] slots is the
+    /// daemon's own, for its canary.
     pub fn new(limits: Limits, generation: u32) -> Self {
-        Self::with_slots(limits, generation, MAX_TASKS)
+        Self::with_slots(limits, generation, MAX_TASKS - 1)
     }
 
     fn with_slots(limits: Limits, generation: u32, count: u32) -> Self {

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::command::{command, progress, read, run};
-use crate::repo;
+use crate::{repo, setup};
 
 /// Debian's own mirror, for hosts that have none.
 const DEFAULT_MIRROR: &str = "http://deb.debian.org/debian";
@@ -31,34 +31,28 @@ impl Apt {
     pub(crate) fn debian() -> Result<Self> {
         let directory = repo::lab().join("apt");
         let apt = Self { options: private_options(&directory) };
+        setup::ensure_keyring(Path::new(KEYRING))?;
         let sources = sources(&mirror(&Self::host()));
-        let file = directory.join("sources.list");
-        if std::fs::read_to_string(&file).is_ok_and(|old| old == sources) {
+        let (file, complete) = (directory.join("sources.list"), directory.join("complete"));
+        if complete.is_file() && std::fs::read_to_string(&file).is_ok_and(|old| old == sources) {
             return Ok(apt);
         }
         for sub in ["lists/partial", "cache/archives/partial"] {
             std::fs::create_dir_all(directory.join(sub)).context("cannot make the lab's APT directory")?;
         }
-        let new = directory.join("sources.list.new");
-        std::fs::write(&new, &sources)?;
-        apt.update_from(&new)?;
-        // Only now, so that a failed update is tried again.
-        std::fs::rename(&new, &file)?;
+        std::fs::write(&file, &sources).context("cannot write the lab's package sources")?;
+        match apt.update() {
+            Ok(()) => std::fs::write(&complete, "").context("cannot write to the lab's APT directory")?,
+            // A mirror may lack one suite; what the others have is still of use, and the next call tries again.
+            Err(error) => progress(format!("not all of Debian's package lists can be had: {error:#}")),
+        }
         Ok(apt)
     }
 
-    /// Fetches the host's lists anew.
+    /// Fetches the package lists anew.
     pub(crate) fn update(&self) -> Result<()> {
         progress("fetching package lists");
         run(&mut self.command("apt-get", &["-qq", "update"]))
-    }
-
-    fn update_from(&self, sources: &Path) -> Result<()> {
-        progress("fetching Debian's package lists for the lab");
-        let option = format!("Dir::Etc::sourcelist={}", sources.display());
-        run(&mut self.command("apt-get", &["-qq", "-o", &option, "update"])).context(
-            "cannot fetch Debian's package lists: check the network, and that `debian-archive-keyring` is installed",
-        )
     }
 
     /// The names of the packages that begin with `prefix`.

@@ -13,23 +13,35 @@ use crate::repo;
 /// The kernels that every test run boots.
 pub(crate) const DEFAULT_SERIES: [&str; 2] = ["6.1", "6.12"];
 
+/// Newer ones, booted where their packages can be reached.
+pub(crate) const FURTHER_SERIES: [&str; 2] = ["6.18", "7"];
+
 const PREFIX: &str = "linux-image-";
 const SUFFIX: &str = "-cloud-amd64";
 
 /// A kernel that is unpacked and ready to boot.
 #[derive(Debug, Clone)]
 pub(crate) struct Kernel {
+    /// The package's name without what all of them share, as in `6.1.0-56`.
+    pub(crate) name: String,
     directory: PathBuf,
 }
 
 impl Kernel {
     fn at(package: &str) -> Self {
-        Self { directory: kept().join(package) }
+        let name = package.trim_start_matches(PREFIX).trim_end_matches(SUFFIX).to_owned();
+        Self { name, directory: kept().join(package) }
     }
 
     /// The kernel as an ELF file, which QEMU enters without decompressing anything.
     pub(crate) fn vmlinux(&self) -> PathBuf {
         self.directory.join("vmlinux")
+    }
+
+    /// The directory of the kernel's modules.
+    pub(crate) fn modules(&self) -> Result<PathBuf> {
+        let found = files(&self.directory.join("lib/modules"), |_| true)?;
+        found.into_iter().next().with_context(|| format!("kernel {} has no modules", self.name))
     }
 }
 
@@ -126,7 +138,8 @@ fn keep_modules(tree: &Path, ready: &Path) -> Result<()> {
     let place = ready.join("lib/modules");
     std::fs::create_dir_all(&place)?;
     std::fs::rename(&modules, place.join(version)).context("cannot keep the kernel's modules")?;
-    run(command("depmod", ["-b"]).arg(ready).arg(version))
+    // Its warnings, about lists that some packages leave to others, are of no interest here.
+    read(command("depmod", ["-b"]).arg(ready).arg(version)).map(drop)
 }
 
 /// Since Linux 6.19 the image's package is empty and depends on these.

@@ -1,5 +1,10 @@
 //! The lab: Debian kernels booted in QEMU with one program in them. Nothing is installed and no network is attached.
 
-pub(crate) mod apt;
-pub(crate) mod image;
+mod apt;
+pub(crate) mod guest;
+mod image;
+mod initramfs;
 pub(crate) mod kernel;
+mod log;
+pub(crate) mod machine;
+mod modules;

@@ -6,6 +6,7 @@ mod rust;
 
 use anyhow::Result;
 
+pub(crate) use self::packages::{BUSYBOX, ensure_keyring, is_root};
 use crate::command::progress;
 use crate::lab::kernel;
 

@@ -27,6 +27,15 @@ pub(crate) fn ensure() -> Result<()> {
     if !is_static(Path::new(BUSYBOX)) {
         missing.push("busybox-static");
     }
+    ensure_packages(&missing)
+}
+
+/// Installs the keys by which Debian's package lists are checked, on a host that is not Debian.
+pub(crate) fn ensure_keyring(keyring: &Path) -> Result<()> {
+    if keyring.is_file() { Ok(()) } else { ensure_packages(&["debian-archive-keyring"]) }
+}
+
+fn ensure_packages(missing: &[&str]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
@@ -36,7 +45,7 @@ pub(crate) fn ensure() -> Result<()> {
         bail!("missing for the lab: {names}; run `sudo apt-get install {names}`, or this as root");
     }
     progress(format!("installing {names}"));
-    install(&missing).with_context(|| format!("cannot install {names}: try `apt-get install {names}` by hand"))
+    install(missing).with_context(|| format!("cannot install {names}: try `apt-get install {names}` by hand"))
 }
 
 /// Whether this process may install packages and load programs into the kernel.
@@ -63,7 +72,8 @@ fn install(packages: &[&str]) -> Result<()> {
 }
 
 fn apt_get_install(options: &[&str], packages: &[&str]) -> Command {
-    let mut apt_get = command("apt-get", ["-qq", "--yes", "--no-install-recommends", "install"]);
+    let mut apt_get =
+        command("apt-get", ["-qq", "--yes", "-o", "Dpkg::Use-Pty=0", "--no-install-recommends", "install"]);
     apt_get.args(options).args(packages).env("DEBIAN_FRONTEND", "noninteractive");
     apt_get
 }

@@ -5,15 +5,21 @@ use anyhow::{Context, Result};
 use crate::command::{command, exists, progress, read, run};
 use crate::repo;
 
-/// Installs the pinned toolchain's missing parts. Where rustup may install by itself it has done so by now; with
-/// `RUSTUP_AUTO_INSTALL=0` it has not.
+const COMPONENTS: [&str; 3] = ["rust-src", "rustfmt", "clippy"];
+
+/// Installs what is missing. Where rustup may install by itself it has done so by now; with `RUSTUP_AUTO_INSTALL=0` it
+/// has not.
 pub(crate) fn ensure() -> Result<()> {
     if has_components() {
         return Ok(());
     }
     anyhow::ensure!(exists("rustup"), "rustup is missing: install it from https://rustup.rs and run this again");
-    progress("installing the components that rust-toolchain.toml names");
-    // Without an argument this installs what rust-toolchain.toml asks for, in every rustup since 1.28.
+    progress(format!("installing {}", COMPONENTS.join(" ")));
+    let add = run(command("rustup", ["component", "add"]).args(COMPONENTS).current_dir(repo::root()));
+    if add.is_ok() && has_components() {
+        return Ok(());
+    }
+    // Without an argument this installs what rust-toolchain.toml asks for.
     run(command("rustup", ["toolchain", "install"]).current_dir(repo::root()))
         .context("cannot install the Rust toolchain: check the network and run `cargo xtask setup` again")
 }

@@ -33,17 +33,29 @@ fn undone(source: &Source) -> Vec<Finding> {
     in_comments.chain(in_code).map(|(at, mark)| source.finding(at, format!("unfinished: `{mark}`"))).collect()
 }
 
-/// A lint is put aside only by an expectation, which complains when it is no longer needed, and only with a reason.
+/// A lint is put aside only by an expectation, which complains when it is no longer needed, and only with a reason. What
+/// several test programs share may allow instead: each program uses its own part, so that no expectation holds in all.
 fn suppressions(source: &Source) -> Vec<Finding> {
-    let allowed = ["#[allow(", "#![allow("].into_iter().flat_map(|start| source.code.match_indices(start));
-    let without_reason = ["#[expect(", "#![expect("].into_iter().flat_map(|start| {
-        source.code.match_indices(start).filter(|(at, _)| {
-            let attribute = source.code.get(*at..).and_then(|rest| rest.split(']').next());
-            !attribute.is_some_and(|attribute| attribute.contains("reason"))
-        })
-    });
+    let starts: &[&str] = if is_for_tests(&source.path) { &[] } else { &["#[allow(", "#![allow("] };
+    let allowed = starts.iter().flat_map(|start| source.code.match_indices(start));
+    let any = ["#[expect(", "#![expect(", "#[allow(", "#![allow("];
+    let attributes = any.into_iter().flat_map(|start| source.code.match_indices(start));
+    let bare = attributes.filter(|(at, _)| !has_reason(source, *at));
+    let mut places: Vec<usize> = allowed.chain(bare).map(|(at, _)| at).collect();
+    places.sort_unstable();
+    places.dedup();
     let what = "a lint is put aside with `#[expect(.., reason = \"..\")]`";
-    allowed.chain(without_reason).map(|(at, _)| source.finding(at, what)).collect()
+    places.into_iter().map(|at| source.finding(at, what)).collect()
+}
+
+/// Whether the file is below the directory `tests` of a crate.
+fn is_for_tests(path: &str) -> bool {
+    path.split('/').nth(1) == Some("tests")
+}
+
+fn has_reason(source: &Source, attribute: usize) -> bool {
+    let text = source.code.get(attribute..).and_then(|rest| rest.split(']').next());
+    text.is_some_and(|text| text.contains("reason"))
 }
 
 #[cfg(test)]
@@ -85,5 +97,13 @@ mod tests {
         assert_eq!(findings("//! What.\n#![allow(dead_code)]").len(), 1);
         assert_eq!(findings("//! What.\n#[expect(dead_code)]\n// reason").len(), 1);
         assert!(findings("//! What.\n#[expect(dead_code, reason = \"why\")]").is_empty());
+        assert_eq!(findings("//! What.\n#[allow(dead_code, reason = \"why\")]").len(), 1);
+    }
+
+    #[test]
+    fn what_test_programs_share_may_be_unused_in_one() {
+        let shared = |text: &str| check(&Source::new("agent/tests/shared/mod.rs", text)).len();
+        assert_eq!(shared("//! What.\n#![allow(dead_code, reason = \"why\")]"), 0);
+        assert_eq!(shared("//! What.\n#![allow(dead_code)]"), 1);
     }
 }

@@ -1,0 +1,237 @@
+//! From what the kernel and the decision threads say to records.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use agent_common::event::{Actor, Decided, Executed, Exited, Forked, Object};
+use agent_common::{Action, Counter, Event as KernelEvent};
+
+use super::canary_task::CANARY_SLOT;
+use super::snapshot::address;
+use super::state::Daemon;
+use super::threads::{Note, effect_of};
+use crate::domain::resource::canonical;
+use crate::domain::{Effect, Protocol, Reason, Source};
+use crate::process::snapshot;
+use crate::record::{Cause, Decision, Event, PolicyNote, Process, ProcessEvent, Resource, Shadow};
+
+/// Kernel counters that are losses.
+const LOSSES: [Counter; 7] = [
+    Counter::UpcallRingFull,
+    Counter::RecordLostAllow,
+    Counter::RecordLostDeny,
+    Counter::RecordLostWouldDeny,
+    Counter::LifecycleLost,
+    Counter::MarksFull,
+    Counter::LabelFailed,
+];
+
+impl Daemon {
+    /// One item of the record ring.
+    pub(super) fn kernel_event(&mut self, event: KernelEvent) {
+        match event {
+            KernelEvent::Decided(decided) => self.decided(&decided),
+            KernelEvent::Forked(forked) => self.forked(&forked),
+            KernelEvent::Executed(executed) => self.executed(&executed),
+            KernelEvent::Exited(exited) => self.exited(&exited),
+            // Questions have a ring of their own.
+            KernelEvent::Ask(_) => self.lost(Cause::Undecodable, 1),
+        }
+    }
+
+    fn decided(&mut self, decided: &Decided) {
+        let codes = (
+            Action::from_code(decided.action),
+            Effect::from_code(decided.effect),
+            Reason::from_code(decided.reason),
+            Source::from_code(decided.source),
+        );
+        let (Some(action), Some(effect), Some(reason), Some(source)) = codes else {
+            return self.lost(Cause::Undecodable, 1);
+        };
+        let shadow =
+            self.shared.details.get(decided.detail).and_then(|detail| detail.shadow.as_ref().map(|s| s.effect));
+        self.decision(&Note {
+            actor: decided.actor,
+            object: decided.object,
+            action,
+            // What was let through by an audited policy's leave is what audit mode calls it.
+            effect: if effect == Effect::Allow {
+                effect_of(effect, shadow, agent_common::Mode::Enforce)
+            } else {
+                effect
+            },
+            reason,
+            source,
+            detail: decided.detail,
+            generation: decided.generation,
+            time: decided.time,
+            latency: decided.latency,
+        });
+    }
+
+    /// Records one decision.
+    pub(super) fn decision(&mut self, note: &Note) {
+        let Actor { slot, epoch, .. } = note.actor;
+        if slot == CANARY_SLOT {
+            return;
+        }
+        let Some(task) = self.reference(slot, epoch) else { return self.lost(Cause::Undecodable, 1) };
+        self.table.count(slot, epoch, note.effect, 1);
+        let detail = self.shared.details.get(note.detail);
+        let policies =
+            detail.as_ref().map_or_else(Vec::new, |detail| detail.policies.iter().map(PolicyNote::from).collect());
+        let shadow =
+            detail.as_ref().and_then(|detail| detail.shadow.as_ref()).map(|shadow| Arc::new(Shadow::from(shadow)));
+        let decision = Decision {
+            task,
+            process: self.process(&note.actor),
+            action: note.action,
+            resource: self.resource(note.action, &note.object),
+            effect: note.effect,
+            reason: note.reason,
+            policies: policies.into(),
+            hop: detail.map_or(0, |detail| detail.hop),
+            shadow,
+            generation: note.generation,
+            source: note.source,
+            latency_us: note.latency / 1000,
+            tier: self.coverage.tier,
+            count: 1,
+            repeat_of: None,
+            first_time: None,
+            last_time: None,
+        };
+        self.recorder.record(self.clock.wall(note.time), Event::Decision(Box::new(decision)));
+    }
+
+    fn forked(&mut self, forked: &Forked) {
+        self.lineage.forked(forked);
+        let refused = self.lineage.take_refused();
+        self.lost(Cause::LineageFull, refused);
+    }
+
+    fn executed(&mut self, executed: &Executed) {
+        self.lineage.executed(executed);
+        self.process_event(&executed.actor, executed.time, None, Event::ProcessExec);
+    }
+
+    fn exited(&mut self, exited: &Exited) {
+        self.process_event(&exited.actor, exited.time, Some(exited.remaining), Event::ProcessExit);
+        self.lineage.exited(exited);
+        if exited.remaining <= 0 && exited.actor.slot != CANARY_SLOT {
+            self.last_process_gone(exited.actor.slot, exited.actor.epoch);
+        }
+    }
+
+    fn process_event(
+        &mut self,
+        actor: &Actor,
+        time: u64,
+        remaining: Option<i64>,
+        kind: fn(Box<ProcessEvent>) -> Event,
+    ) {
+        if actor.slot == CANARY_SLOT {
+            return;
+        }
+        let Some(task) = self.reference(actor.slot, actor.epoch) else { return self.lost(Cause::Undecodable, 1) };
+        let process = self.process(actor);
+        self.recorder.record(self.clock.wall(time), kind(Box::new(ProcessEvent { task, process, remaining })));
+    }
+
+    /// Who acted: as the kernel saw it, with what lineage knows.
+    fn process(&mut self, actor: &Actor) -> Process {
+        let known = self.lineage.get(actor.tgid);
+        let comm = if actor.comm().is_empty() {
+            known.map_or_else(|| Arc::from(""), |known| Arc::clone(&known.comm))
+        } else {
+            Arc::from(String::from_utf8_lossy(actor.comm()))
+        };
+        Process {
+            pid: actor.tgid,
+            tid: actor.tid,
+            start: known.map_or(0, |known| known.start),
+            exe: known.and_then(|known| known.exe.clone()),
+            comm,
+            uid: actor.uid,
+            lineage: known.map_or_else(|| Arc::from([]), |known| Arc::clone(&known.ancestors)),
+            cgroup: self.cgroups.resolve(actor.cgroup),
+            cgroup_id: actor.cgroup,
+        }
+    }
+
+    /// A process that has not acted yet, as procfs sees it.
+    pub(super) fn process_of(&mut self, pid: u32, uid: u32) -> Process {
+        let facts = snapshot(pid).ok();
+        let known = self.lineage.get(pid);
+        Process {
+            pid,
+            tid: pid,
+            start: known.map_or(0, |known| known.start),
+            exe: known.and_then(|known| known.exe.clone()),
+            comm: known.map_or_else(|| Arc::from(""), |known| Arc::clone(&known.comm)),
+            uid,
+            cgroup: facts.and_then(|facts| facts.cgroup),
+            cgroup_id: 0,
+            lineage: known.map_or_else(|| Arc::from([]), |known| Arc::clone(&known.ancestors)),
+        }
+    }
+
+    fn resource(&self, action: Action, object: &Object) -> Resource {
+        match action {
+            Action::Connect | Action::Send => self.endpoint(object),
+            Action::Read => self.secret(object),
+            Action::Socket => Resource::Socket {
+                family: u16::try_from(object.family).unwrap_or(u16::MAX),
+                socket_type: u8::try_from(object.socket_type).unwrap_or(u8::MAX),
+                protocol: object.protocol,
+            },
+        }
+    }
+
+    fn endpoint(&self, object: &Object) -> Resource {
+        let key = &object.connect;
+        match self.shared.snapshot.load().endpoint(key) {
+            Some(endpoint) => Resource::from(&endpoint),
+            // A protocol that policy has no word for: refused, and shown as far as it can be.
+            None => Resource::Endpoint {
+                address: canonical(address(key)),
+                port: key.port,
+                protocol: if key.protocol == Protocol::Udp.number() { Protocol::Udp } else { Protocol::Tcp },
+                host: None,
+                labels: Arc::default(),
+            },
+        }
+    }
+
+    fn secret(&self, object: &Object) -> Resource {
+        let path = self.protection.path_of(object);
+        Resource::Secret {
+            path: path.map(|path| Arc::from(path.to_string_lossy())),
+            device: object.file.device,
+            inode: object.file.inode,
+            labels: self.shared.snapshot.load().class_labels(object.class).cloned().unwrap_or_default(),
+        }
+    }
+
+    /// Records and counts a loss; nothing if `count` is 0.
+    pub(super) fn lost(&mut self, cause: Cause, count: u64) {
+        if count > 0 {
+            *self.losses.entry(cause.as_str().to_owned()).or_default() += count;
+            self.recorder.loss(cause, count);
+        }
+    }
+
+    /// Records what the kernel and the decision threads lost since this was last called.
+    pub(super) fn tell_losses(&mut self) {
+        for counter in LOSSES {
+            let now = self.maps.counter(counter);
+            let before = self.told.insert(counter, now).unwrap_or(0);
+            self.lost(Cause::Kernel(counter), now.saturating_sub(before));
+        }
+        let notes = self.shared.lost_notes.swap(0, Ordering::Relaxed);
+        self.lost(Cause::QueueFull, notes);
+        let items = self.shared.undecodable.swap(0, Ordering::Relaxed);
+        self.lost(Cause::Undecodable, items);
+    }
+}

@@ -1,0 +1,85 @@
+//! What the decision threads see: immutable, published whole by the main loop.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use agent_common::maps::{ConnectKey, FAMILY_V4};
+
+use crate::decision::{Judge, TaskKey};
+use crate::domain::resource::canonical;
+use crate::domain::{Decision, Effect, Endpoint, LabelSet, Lifetime, Mode, Protocol, Reason, TaskFacts, UnixMillis};
+use crate::policy::{Class, Policies, Prepared};
+use crate::resource::Endpoints;
+
+/// A task as the decision threads need it.
+#[derive(Debug)]
+pub(super) struct Known {
+    pub(super) prepared: Prepared,
+    /// What it was prepared from.
+    pub(super) facts: Arc<TaskFacts>,
+    pub(super) generation: u32,
+    pub(super) mode: Mode,
+}
+
+/// Where secrets are: to find a class by what fanotify tells, and a path for a record.
+#[derive(Debug, Default)]
+pub(super) struct Places {
+    /// (`st_dev`, inode) -> class, of catalogued files.
+    pub(super) files: HashMap<(u64, u64), u32>,
+    /// (`st_dev`, inode) -> class, of protected directories.
+    pub(super) directories: HashMap<(u64, u64), u32>,
+}
+
+/// Everything that a verdict depends on but the clock.
+#[derive(Clone)]
+pub(super) struct Snapshot {
+    pub(super) policies: Arc<Policies>,
+    pub(super) endpoints: Arc<Endpoints>,
+    /// Labels of class `index + 1`.
+    pub(super) classes: Arc<[Arc<LabelSet>]>,
+    pub(super) places: Arc<Places>,
+    pub(super) tasks: HashMap<(u32, u32), Arc<Known>>,
+}
+
+impl Snapshot {
+    /// The task that a mark names.
+    pub(super) fn task(&self, slot: u32, epoch: u32) -> Option<&Arc<Known>> {
+        self.tasks.get(&(slot, epoch))
+    }
+
+    /// A destination with the catalogue's labels. `None` for a protocol that policy has no word for.
+    pub(super) fn endpoint(&self, key: &ConnectKey) -> Option<Endpoint> {
+        let protocol = Protocol::from_number(key.protocol)?;
+        let address = canonical(address(key));
+        let labels = self.endpoints.labels_for(address, key.port, protocol);
+        Some(Endpoint { protocol, address, port: key.port, host: None, labels })
+    }
+
+    /// The labels of a class of secrets.
+    pub(super) fn class_labels(&self, class: u32) -> Option<&Arc<LabelSet>> {
+        self.classes.get(usize::try_from(class).ok()?.checked_sub(1)?)
+    }
+}
+
+/// The address of a key as the kernel wrote it.
+pub(super) fn address(key: &ConnectKey) -> IpAddr {
+    let [a, b, c, d, ..] = key.address;
+    if key.family == FAMILY_V4 { Ipv4Addr::new(a, b, c, d).into() } else { Ipv6Addr::from(key.address).into() }
+}
+
+impl Judge for Snapshot {
+    type Class = Class;
+
+    fn decide(&self, task: TaskKey, class: &Class, at: UnixMillis) -> Decision {
+        match self.task(task.slot, task.epoch) {
+            Some(known) => self.policies.decide(&known.prepared, class, at),
+            None => undecided(Reason::MissingEntity),
+        }
+    }
+}
+
+/// A deny for want of something to decide with; asked anew each time.
+pub(super) fn undecided(reason: Reason) -> Decision {
+    Decision { effect: Effect::Deny, reason, policies: Vec::new(), hop: 0, shadow: None, lifetime: Lifetime::Ask }
+}

@@ -1,0 +1,74 @@
+//! What the daemon reads: policies, registry and catalogues. Read whole or not at all, at start and on each reload.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::Arc;
+
+use jiff::tz::TimeZone;
+
+use super::DaemonError;
+use crate::config::{Config, Homes};
+use crate::policy::{self, Policies};
+use crate::resource::{Endpoints, Secrets, endpoints, homes, secrets};
+use crate::task::Registry;
+
+/// One reading.
+pub(super) struct Sources {
+    pub(super) registry: Registry,
+    pub(super) secrets: Arc<Secrets>,
+    pub(super) endpoints: Arc<Endpoints>,
+    pub(super) policies: Arc<Policies>,
+}
+
+impl Sources {
+    /// Reads everything.
+    ///
+    /// # Errors
+    /// The first source with faults, with all of its faults.
+    pub(super) fn read(config: &Config) -> Result<Self, DaemonError> {
+        Ok(Self {
+            registry: registry(&config.agents_file())?,
+            secrets: Arc::new(secrets(config)?),
+            endpoints: Arc::new(endpoints(&config.endpoints_file())?),
+            policies: Arc::new(policies(&config.policies_dir)?),
+        })
+    }
+}
+
+fn registry(file: &Path) -> Result<Registry, DaemonError> {
+    match read_if_there(file)? {
+        Some(text) => Ok(Registry::load(file, &text)?),
+        None => Ok(Registry::empty(file)),
+    }
+}
+
+fn secrets(config: &Config) -> Result<Secrets, DaemonError> {
+    let homes = match &config.homes {
+        Homes::Only(homes) => homes.clone(),
+        Homes::Accounts(extra) => {
+            homes::discover(&fs::read("/etc/passwd").unwrap_or_default(), Path::new("/home"), extra)
+        }
+    };
+    let file = config.secrets_file();
+    let site = read_if_there(&file)?;
+    Ok(Secrets::load(secrets::SHIPPED, site.as_deref().map(|text| (file.as_path(), text)), &homes)?)
+}
+
+fn endpoints(file: &Path) -> Result<Endpoints, DaemonError> {
+    let site = read_if_there(file)?;
+    Ok(Endpoints::load(endpoints::SHIPPED, site.as_deref().map(|text| (file, text)))?)
+}
+
+fn policies(directory: &Path) -> Result<Policies, DaemonError> {
+    let site = policy::read_dir(directory)?;
+    Ok(Policies::load(&policy::shipped(), &site, TimeZone::system())?)
+}
+
+fn read_if_there(file: &Path) -> Result<Option<String>, DaemonError> {
+    match fs::read_to_string(file) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(DaemonError::Read(file.to_owned(), error)),
+    }
+}

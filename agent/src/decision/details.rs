@@ -1,0 +1,98 @@
+//! Numbers for what records say of a verdict, small enough to travel through the kernel.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::domain::{Decision, PolicyRef, Shadow};
+
+/// Distinct details at most: beyond it a verdict has number 0 and its record names no policies.
+const MAX_DETAILS: usize = 1 << 16;
+
+/// What a record adds to effect and reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Detail {
+    /// The policies that determined the verdict.
+    pub policies: Vec<PolicyRef>,
+    /// How many tasks up the chain a deny came from.
+    pub hop: usize,
+    /// The audited policies' answer where it differs.
+    pub shadow: Option<Shadow>,
+}
+
+/// All details met so far. Numbers are never given twice, so that a late record still finds its own.
+///
+/// The lock is held for a look-up or an insert and nothing else; the decision threads and the main loop share it.
+#[derive(Debug, Default)]
+pub struct Details(Mutex<Table>);
+
+#[derive(Debug, Default)]
+struct Table {
+    numbers: HashMap<Key, u32>,
+    details: Vec<Arc<Detail>>,
+}
+
+/// Policies by id, since their texts follow from it within one policy set, and by reason where two sets differ.
+type Key = (Vec<PolicyRef>, usize, Option<(agent_common::Effect, agent_common::Reason, Vec<PolicyRef>)>);
+
+impl Details {
+    /// The number of a decision's detail; 0 for none (no policies, no shadow) and when the table is full.
+    pub fn number(&self, decision: &Decision) -> u32 {
+        if decision.policies.is_empty() && decision.shadow.is_none() && decision.hop == 0 {
+            return 0;
+        }
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).number(decision)
+    }
+
+    /// What a number stands for.
+    pub fn get(&self, number: u32) -> Option<Arc<Detail>> {
+        let index = usize::try_from(number).ok()?.checked_sub(1)?;
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).details.get(index).cloned()
+    }
+}
+
+impl Table {
+    fn number(&mut self, decision: &Decision) -> u32 {
+        let shadow = decision.shadow.clone();
+        let key: Key = (decision.policies.clone(), decision.hop, shadow.map(|s| (s.effect, s.reason, s.policies)));
+        if let Some(&number) = self.numbers.get(&key) {
+            return number;
+        }
+        if self.details.len() >= MAX_DETAILS {
+            return 0;
+        }
+        let Decision { policies, hop, shadow, .. } = decision.clone();
+        self.details.push(Arc::new(Detail { policies, hop, shadow }));
+        let number = u32::try_from(self.details.len()).unwrap_or(0);
+        self.numbers.insert(key, number);
+        number
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{Effect, Lifetime, Reason};
+
+    fn decision(id: &str) -> Decision {
+        let policies = vec![PolicyRef { id: id.into(), reason: None, advice: None }];
+        let (effect, reason) = (Effect::Deny, Reason::Policy);
+        Decision { effect, reason, policies, hop: 0, shadow: None, lifetime: Lifetime::Forever }
+    }
+
+    #[test]
+    fn equal_details_share_a_number_and_it_leads_back() {
+        let details = Details::default();
+        let (a, b) = (details.number(&decision("a")), details.number(&decision("b")));
+        assert_eq!(details.number(&decision("a")), a);
+        assert_ne!(a, b);
+        assert_eq!(details.get(b).unwrap().policies, decision("b").policies);
+    }
+
+    #[test]
+    fn nothing_to_say_has_no_number() {
+        let details = Details::default();
+        let empty = Decision { policies: Vec::new(), ..decision("a") };
+        assert_eq!(details.number(&empty), 0);
+        assert!(details.get(0).is_none() && details.get(7).is_none());
+    }
+}

@@ -1,0 +1,271 @@
+//! The endpoints catalogue: what destinations are called.
+//!
+//! The question is asked while a process is held, so everything is worked out at load: the addresses are cut into pieces
+//! of which each knows the entries that match there, the ports likewise, and an answer is two binary searches.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
+use std::path::Path;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::domain::resource::canonical;
+use crate::domain::toml_text::{Reader, Table, TextErrors};
+use crate::domain::{Label, LabelSet, Protocol};
+
+use super::catalogue::{self, Entry, Kind};
+use super::ranges::Pieces;
+
+/// The shipped catalogue.
+pub const SHIPPED: &str = include_str!("../../../policies/catalogue/endpoints.toml");
+
+/// The label of destinations that no entry with addresses matches.
+pub const UNKNOWN: &str = "net/external/unknown";
+
+const KIND: Kind = Kind {
+    table: "endpoint",
+    keys: &["cidrs", "ports", "protocols"],
+    shipped_file: "policies/catalogue/endpoints.toml",
+};
+
+/// The catalogue in force.
+#[derive(Clone, Debug)]
+pub struct Endpoints {
+    v4: Pieces<Arc<Ports>>,
+    v6: Pieces<Arc<Ports>>,
+    labels: LabelSet,
+    unknown: Label,
+}
+
+/// The labels of one piece of addresses, by protocol and port.
+#[derive(Clone, Debug)]
+struct Ports {
+    tcp: Pieces<Arc<LabelSet>>,
+    udp: Pieces<Arc<LabelSet>>,
+}
+
+/// What an entry matches. An empty list matches everything.
+#[derive(Clone, Debug, Default)]
+struct Match {
+    cidrs: Vec<IpNet>,
+    ports: Vec<RangeInclusive<u16>>,
+    protocols: Vec<Protocol>,
+}
+
+/// Why a text of an entry is refused. Each names the text and ends with the next step.
+#[derive(Debug, thiserror::Error)]
+enum FieldError {
+    #[error("`{0}` is neither an address nor a range of addresses; write `10.0.0.0/8`, `fc00::/7` or `192.0.2.1`")]
+    Cidr(String),
+    #[error("`{given}` has bits beyond its prefix; write `{meant}`")]
+    HostBits { given: String, meant: IpNet },
+    #[error("`{0}` is IPv4 mapped into IPv6, which is looked up as IPv4; write it as IPv4")]
+    Mapped(String),
+    #[error("`{0}` is neither a port nor a range of ports; write a number from 0 to 65535, or two as in `8000-8100`")]
+    Port(String),
+    #[error("`{0}` is no protocol that policies know; write `tcp` or `udp`")]
+    Protocol(String),
+}
+
+impl Endpoints {
+    /// The shipped entries (usually [`SHIPPED`]) that the site's file, named only in errors, does not disable, and the
+    /// site's own.
+    ///
+    /// # Errors
+    /// Every fault of both texts.
+    pub fn load(shipped: &str, site: Option<(&Path, &str)>) -> Result<Self, TextErrors> {
+        Ok(Self::build(&catalogue::load(&KIND, shipped, site, Match::read)?))
+    }
+
+    fn build(entries: &[Entry<Match>]) -> Self {
+        let unknown = unknown_label();
+        let mut labels = catalogue::labels(entries);
+        labels.extend(unknown.ancestors().chain([unknown.clone()]));
+        let mut builder = Builder { entries, unknown: &unknown, ports: HashMap::new(), sets: HashMap::new() };
+        let (v4, v6) = (builder.family(Ipv4Addr::UNSPECIFIED.into()), builder.family(Ipv6Addr::UNSPECIFIED.into()));
+        Self { v4, v6, labels, unknown }
+    }
+
+    /// All labels that a destination can have, and the labels above them.
+    pub fn labels(&self) -> &LabelSet {
+        &self.labels
+    }
+
+    /// The labels of a destination: those of all entries that match, and [`UNKNOWN`] if none of those has addresses.
+    /// Never empty. Allocates nothing, but for IPv6 addresses that stand for an IPv4 address: they have the labels of both.
+    pub fn labels_for(&self, address: IpAddr, port: u16, protocol: Protocol) -> Arc<LabelSet> {
+        let address = canonical(address);
+        let own = self.look_up(address, port, protocol);
+        match embedded(address) {
+            Some(inner) => Arc::new(self.unite(&own, &self.look_up(canonical(inner.into()), port, protocol))),
+            None => own,
+        }
+    }
+
+    fn look_up(&self, address: IpAddr, port: u16, protocol: Protocol) -> Arc<LabelSet> {
+        let pieces = if address.is_ipv4() { &self.v4 } else { &self.v6 };
+        let found = pieces.at(number(address)).and_then(|ports| ports.of(protocol).at(port.into()));
+        found.map_or_else(|| Arc::new(LabelSet::from([self.unknown.clone()])), Arc::clone)
+    }
+
+    /// What either address is known as makes the destination known.
+    fn unite(&self, a: &LabelSet, b: &LabelSet) -> LabelSet {
+        let mut both = a | b;
+        if !a.contains(&self.unknown) || !b.contains(&self.unknown) {
+            both.remove(&self.unknown);
+        }
+        both
+    }
+}
+
+impl Ports {
+    fn of(&self, protocol: Protocol) -> &Pieces<Arc<LabelSet>> {
+        match protocol {
+            Protocol::Tcp => &self.tcp,
+            Protocol::Udp => &self.udp,
+        }
+    }
+}
+
+#[expect(clippy::expect_used, reason = "the constant is a label, as every test that loads a catalogue shows")]
+fn unknown_label() -> Label {
+    UNKNOWN.parse().expect("UNKNOWN is a label")
+}
+
+/// The IPv4 address to which gateways translate an IPv6 one: NAT64 (RFC 6052, RFC 8215), 6to4 (RFC 3056) and the old
+/// IPv4-compatible form. Without it, a metadata service or an internal host could be reached under an unknown address.
+fn embedded(address: IpAddr) -> Option<Ipv4Addr> {
+    let IpAddr::V6(v6) = address else { return None };
+    let (bits, last) = (v6.to_bits(), Ipv4Addr::from_bits((v6.to_bits() & 0xffff_ffff) as u32));
+    match v6.segments() {
+        [0x64, 0xff9b, 0, 0, 0, 0, ..] | [0x64, 0xff9b, 1, ..] => Some(last),
+        [0x2002, ..] => Some(Ipv4Addr::from_bits(((bits >> 80) & 0xffff_ffff) as u32)),
+        [0, 0, 0, 0, 0, 0, high, _] if high != 0 => Some(last),
+        _ => None,
+    }
+}
+
+fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => v4.to_bits().into(),
+        IpAddr::V6(v6) => v6.to_bits(),
+    }
+}
+
+/// Works out the pieces, each different answer once.
+struct Builder<'e> {
+    entries: &'e [Entry<Match>],
+    unknown: &'e Label,
+    ports: HashMap<Vec<usize>, Arc<Ports>>,
+    sets: HashMap<LabelSet, Arc<LabelSet>>,
+}
+
+impl Builder<'_> {
+    /// The pieces of the family that `sample` is of.
+    fn family(&mut self, sample: IpAddr) -> Pieces<Arc<Ports>> {
+        let mut owned = Vec::new();
+        for (index, entry) in self.entries.iter().enumerate() {
+            let own = entry.body.cidrs.iter().filter(|cidr| cidr.addr().is_ipv4() == sample.is_ipv4());
+            owned.extend(own.map(|cidr| (index, number(cidr.network())..=number(cidr.broadcast()))));
+            if entry.body.cidrs.is_empty() {
+                owned.push((index, 0..=u128::MAX));
+            }
+        }
+        let (owners, ranges): (Vec<usize>, Vec<_>) = owned.into_iter().unzip();
+        Pieces::new(&ranges, |indices| {
+            let mut entries: Vec<usize> = indices.iter().filter_map(|&index| owners.get(index).copied()).collect();
+            entries.dedup();
+            self.ports(entries)
+        })
+    }
+
+    fn ports(&mut self, entries: Vec<usize>) -> Arc<Ports> {
+        if let Some(known) = self.ports.get(&entries) {
+            return Arc::clone(known);
+        }
+        let (tcp, udp) = (self.protocol(&entries, Protocol::Tcp), self.protocol(&entries, Protocol::Udp));
+        let ports = Arc::new(Ports { tcp, udp });
+        self.ports.insert(entries, Arc::clone(&ports));
+        ports
+    }
+
+    fn protocol(&mut self, entries: &[usize], protocol: Protocol) -> Pieces<Arc<LabelSet>> {
+        let mut owned = Vec::new();
+        for entry in entries.iter().filter_map(|&index| self.entries.get(index)) {
+            if entry.body.takes(protocol) {
+                owned.extend(entry.body.port_ranges().map(|range| (entry, range)));
+            }
+        }
+        let (owners, ranges): (Vec<&Entry<Match>>, Vec<_>) = owned.into_iter().unzip();
+        Pieces::new(&ranges, |indices| {
+            let matching: Vec<&Entry<Match>> = indices.iter().filter_map(|&index| owners.get(index).copied()).collect();
+            self.set(labels_of(&matching, self.unknown))
+        })
+    }
+
+    fn set(&mut self, labels: LabelSet) -> Arc<LabelSet> {
+        let shared = self.sets.entry(labels).or_insert_with_key(|labels| Arc::new(labels.clone()));
+        Arc::clone(shared)
+    }
+}
+
+fn labels_of(matching: &[&Entry<Match>], unknown: &Label) -> LabelSet {
+    let mut labels: LabelSet = matching.iter().flat_map(|entry| entry.labels.iter().cloned()).collect();
+    if matching.iter().all(|entry| entry.body.cidrs.is_empty()) {
+        labels.insert(unknown.clone());
+    }
+    labels
+}
+
+impl Match {
+    fn read(reader: &mut Reader<'_>, table: Table<'_>) -> Self {
+        if KIND.keys.iter().all(|key| table.is_empty(key)) {
+            let help = "add at least one of `cidrs`, `ports` and `protocols`";
+            reader.report(table.span(), "the entry matches every destination", help);
+        }
+        let cidrs = reader.parsed_list(table, "cidrs", parse_cidr);
+        let ports = reader.texts_or_integers(table, "ports");
+        let ports = ports.iter().filter_map(|text| reader.parse_text(text, parse_ports)).collect();
+        Self { cidrs, ports, protocols: reader.parsed_list(table, "protocols", parse_protocol) }
+    }
+
+    fn takes(&self, protocol: Protocol) -> bool {
+        self.protocols.is_empty() || self.protocols.contains(&protocol)
+    }
+
+    fn port_ranges(&self) -> impl Iterator<Item = RangeInclusive<u128>> {
+        let every = self.ports.is_empty().then_some(0..=u16::MAX.into());
+        self.ports.iter().map(|range| u128::from(*range.start())..=u128::from(*range.end())).chain(every)
+    }
+}
+
+fn parse_cidr(text: &str) -> Result<IpNet, FieldError> {
+    let parsed = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    let cidr: IpNet = parsed.map_err(|_| FieldError::Cidr(text.to_owned()))?;
+    if cidr != cidr.trunc() {
+        return Err(FieldError::HostBits { given: text.to_owned(), meant: cidr.trunc() });
+    }
+    match cidr {
+        IpNet::V6(v6) if v6.prefix_len() >= 96 && v6.network().to_ipv4_mapped().is_some() => {
+            Err(FieldError::Mapped(text.to_owned()))
+        }
+        _ => Ok(cidr),
+    }
+}
+
+fn parse_ports(text: &str) -> Result<RangeInclusive<u16>, FieldError> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let bounds = first.trim().parse::<u16>().ok().zip(last.trim().parse::<u16>().ok());
+    let range = bounds.filter(|(first, last)| first <= last).map(|(first, last)| first..=last);
+    range.ok_or_else(|| FieldError::Port(text.to_owned()))
+}
+
+fn parse_protocol(text: &str) -> Result<Protocol, FieldError> {
+    let known = [Protocol::Tcp, Protocol::Udp].into_iter().find(|protocol| protocol.as_str() == text);
+    known.ok_or_else(|| FieldError::Protocol(text.to_owned()))
+}
+
+#[cfg(test)]
+mod tests;

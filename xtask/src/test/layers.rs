@@ -1,0 +1,185 @@
+//! How each layer is run: cargo's tests, the privileged suite on this host, and the same suite in a guest.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::results::{Counts, Layer};
+use crate::command::{command, exists, progress, run};
+use crate::lab::guest::Guest;
+use crate::lab::kernel::Kernel;
+use crate::lab::machine::{LSM, Machine, Verdict};
+use crate::{repo, setup, stream, vm};
+
+/// Compilation included.
+const UNITS_LIMIT: Duration = Duration::from_secs(40 * 60);
+const HOST_LIMIT: Duration = Duration::from_secs(15 * 60);
+
+/// How many times slower an emulated processor is, at most.
+const SLOWNESS: u32 = 15;
+const GUEST_LIMIT: Duration = Duration::from_secs(30 * 60);
+
+/// What the suite needs, itself included.
+const PROGRAMS: [&str; 4] = ["writ-tests", "writ-probe", "writd", "writ"];
+
+/// What a machine is declared to offer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Tier {
+    /// BPF LSM works.
+    Full,
+    /// It does not.
+    Reduced,
+}
+
+impl fmt::Display for Tier {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Full => "full",
+            Self::Reduced => "reduced",
+        })
+    }
+}
+
+/// What all layers share.
+pub(crate) struct Plan {
+    filter: Option<String>,
+    /// Where `writd`, `writ` and the suite are.
+    binaries: PathBuf,
+}
+
+impl Plan {
+    /// Builds the privileged suite.
+    pub(crate) fn new(filter: Option<String>) -> Result<Self> {
+        progress("building the privileged suite");
+        run(&mut command("cargo", ["build", "--quiet", "--package", "tests", "--bins"]))?;
+        Ok(Self { filter, binaries: repo::binaries() })
+    }
+
+    /// Unit and property tests of every crate.
+    pub(crate) fn units(&self) -> Result<Layer> {
+        progress("unit and property tests");
+        let started = Instant::now();
+        let mut cargo = command("cargo", ["test", "--workspace", "--no-fail-fast"]);
+        cargo.args(&self.filter);
+        let streamed = stream::run(&mut cargo, UNITS_LIMIT)?;
+        let mut layer = Layer::new("units", Counts::from_cargo(&streamed.output), started.elapsed());
+        match streamed.status {
+            None => layer.fail("cargo test did not end in time"),
+            Some(status) if !status.success() => layer.fail("cargo test failed"),
+            Some(_) => {}
+        }
+        Ok(self.judged(layer))
+    }
+
+    /// The privileged suite on this host. A user who is not root has not tested anything, so that is a failure.
+    pub(crate) fn host(&self, tier: Tier) -> Result<Layer> {
+        let name = format!("host, {tier}");
+        let started = Instant::now();
+        if !setup::is_root()? {
+            let mut layer = Layer::new(&name, Counts::default(), started.elapsed());
+            layer.fail("the privileged suite needs root: run this as root, or with --vm-only");
+            return Ok(layer);
+        }
+        progress(format!("privileged suite on this host, tier {tier}"));
+        let mut suite = Command::new(self.binaries.join("writ-tests"));
+        suite.args(self.arguments(tier)).env("WRIT_BIN_DIR", &self.binaries);
+        let streamed = stream::run(&mut suite, HOST_LIMIT)?;
+        let mut layer = Layer::of_suite(&name, &streamed.output, started.elapsed());
+        match streamed.status {
+            None => layer.fail("the suite did not end in time"),
+            Some(status) if !status.success() => layer.fail("the suite failed"),
+            Some(_) => {}
+        }
+        Ok(self.judged(layer))
+    }
+
+    /// The privileged suite in a virtual machine; the reduced tier is a boot without `bpf` in `lsm=`.
+    pub(crate) fn guest(&self, kernel: Kernel, tier: Tier) -> Result<Layer> {
+        progress(format!("privileged suite on kernel {}, tier {tier}", kernel.name));
+        let name = format!("{}, {tier}", kernel.name);
+        let lsm = match tier {
+            Tier::Full => LSM.to_owned(),
+            Tier::Reduced => without_bpf(LSM),
+        };
+        let machine = Machine { lsm, limit: GUEST_LIMIT, ..Machine::new(kernel) };
+        let ending = machine.run(&self.in_guest(tier)?)?;
+        vm::report(&machine, &ending);
+        let mut layer = Layer::of_suite(&name, &ending.output, ending.duration);
+        if ending.verdict != Verdict::Status(0) {
+            layer.fail(&ending.verdict.to_string());
+        }
+        Ok(self.judged(layer))
+    }
+
+    fn in_guest(&self, tier: Tier) -> Result<Guest> {
+        let binaries = self.stripped()?;
+        let suite = binaries.join("writ-tests").to_string_lossy().into_owned();
+        let files = [binaries.clone(), repo::at("policies")];
+        Ok(Guest {
+            command: [vec![suite], self.arguments(tier)].concat(),
+            environment: vec![
+                ("WRIT_BIN_DIR".to_owned(), binaries.to_string_lossy().into_owned()),
+                ("WRIT_TEST_SLOW".to_owned(), SLOWNESS.to_string()),
+            ],
+            files: files.into_iter().filter(|path| path.exists()).collect(),
+            modules: Vec::new(),
+        })
+    }
+
+    /// Copies without debug information, which would only fill the guest's memory.
+    fn stripped(&self) -> Result<PathBuf> {
+        let directory = repo::lab().join("binaries");
+        std::fs::create_dir_all(&directory).with_context(|| format!("cannot make `{}`", directory.display()))?;
+        for name in PROGRAMS {
+            strip(&self.binaries.join(name), &directory.join(name))?;
+        }
+        Ok(directory)
+    }
+
+    fn arguments(&self, tier: Tier) -> Vec<String> {
+        let tier = ["--tier".to_owned(), tier.to_string()];
+        tier.into_iter().chain(self.filter.clone()).collect()
+    }
+
+    /// A layer that ran nothing has shown nothing, unless a filter asked for that.
+    fn judged(&self, mut layer: Layer) -> Layer {
+        if self.filter.is_none() && layer.counts.total() == 0 {
+            layer.fail("no test ran");
+        }
+        layer
+    }
+}
+
+fn strip(from: &Path, to: &Path) -> Result<()> {
+    if exists("strip") {
+        return run(command("strip", ["--strip-debug", "-o"]).arg(to).arg(from));
+    }
+    std::fs::copy(from, to).with_context(|| format!("cannot copy `{}`", from.display()))?;
+    Ok(())
+}
+
+fn without_bpf(lsm: &str) -> String {
+    lsm.split(',').filter(|name| *name != "bpf").collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_bpf_is_left_out() {
+        assert_eq!(without_bpf("landlock,bpf,yama"), "landlock,yama");
+        assert!(LSM.split(',').any(|name| name == "bpf"));
+    }
+
+    #[test]
+    fn a_layer_that_ran_nothing_fails_without_a_filter() {
+        let plan = |filter: Option<&str>| Plan { filter: filter.map(ToOwned::to_owned), binaries: PathBuf::new() };
+        let empty = || Layer::new("x", Counts::default(), Duration::ZERO);
+        assert!(!plan(None).judged(empty()).is_good());
+        assert!(plan(Some("x")).judged(empty()).is_good());
+    }
+}

@@ -1,0 +1,108 @@
+//! `cargo xtask test`: every layer of tests, from units to virtual machines, and one table of what came out.
+
+mod layers;
+mod results;
+mod table;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use self::layers::{Plan, Tier};
+use self::results::Layer;
+use crate::command::progress;
+use crate::lab::kernel::{self, DEFAULT_SERIES, FURTHER_SERIES, Kernel};
+use crate::{build, repo, setup};
+
+/// Run all tests: units, this host (as root), and virtual machines.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Run the units and the privileged suite on this host only.
+    #[arg(long, conflicts_with = "vm_only")]
+    host_only: bool,
+    /// Run the privileged suite in virtual machines only.
+    #[arg(long)]
+    vm_only: bool,
+    /// Which kernels to boot: `default` (6.1, 6.12), `all` (newer ones too, where they can be had), or a list.
+    #[arg(long, default_value = "default")]
+    kernels: String,
+    /// What this host is declared to offer; what it then lacks is a failure.
+    #[arg(long, value_enum, default_value_t = Tier::Reduced)]
+    host_tier: Tier,
+    /// Run only tests whose name contains this.
+    #[arg(long)]
+    filter: Option<String>,
+}
+
+/// Sets up, builds, runs every layer and prints the table; fails if anything did.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    std::env::set_current_dir(repo::root()).context("cannot enter the repository")?;
+    let guests = if options.host_only { Vec::new() } else { guests(&options.kernels)? };
+    build::run(&build::Options::default())?;
+    let plan = Plan::new(options.filter.clone())?;
+    let mut layers = Vec::new();
+    if !options.vm_only {
+        layers.push(plan.units()?);
+        layers.push(plan.host(options.host_tier)?);
+    }
+    for guest in guests {
+        layers.push(match guest.kernel {
+            Ok(kernel) => plan.guest(kernel, guest.tier)?,
+            Err(reason) => Layer::skipped(&guest.name, reason),
+        });
+    }
+    print!("{}", table::render(&layers));
+    let good = layers.iter().all(Layer::is_good);
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A virtual machine to test in.
+struct GuestPlan {
+    name: String,
+    tier: Tier,
+    /// The kernel, or why it cannot be had although it may be missing.
+    kernel: Result<Kernel, String>,
+}
+
+/// The machines for what `--kernels` says, with their kernels at hand.
+fn guests(kernels: &str) -> Result<Vec<GuestPlan>> {
+    setup::lab_programs()?;
+    let mut plans = Vec::new();
+    for series in required(kernels) {
+        let kernel = kernel::find_or_fetch(series)?;
+        plans.push(GuestPlan { name: series.to_owned(), tier: Tier::Full, kernel: Ok(kernel.clone()) });
+        if series == WITHOUT_BPF {
+            plans.push(GuestPlan { name: series.to_owned(), tier: Tier::Reduced, kernel: Ok(kernel) });
+        }
+    }
+    for series in if kernels == "all" { FURTHER_SERIES.as_slice() } else { &[] } {
+        let kernel = kernel::find_or_fetch(series).map_err(|error| format!("{error:#}"));
+        if let Err(reason) = &kernel {
+            progress(format!("going on without kernel {series}: {reason}"));
+        }
+        plans.push(GuestPlan { name: (*series).to_owned(), tier: Tier::Full, kernel });
+    }
+    Ok(plans)
+}
+
+/// The kernel that is booted a second time, with a list of security modules that lacks `bpf`.
+const WITHOUT_BPF: &str = "6.12";
+
+fn required(kernels: &str) -> Vec<&str> {
+    match kernels {
+        "default" | "all" => DEFAULT_SERIES.to_vec(),
+        list => list.split(',').map(str::trim).filter(|series| !series.is_empty()).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_are_a_word_or_a_list() {
+        assert_eq!(required("default"), ["6.1", "6.12"]);
+        assert_eq!(required("all"), ["6.1", "6.12"]);
+        assert_eq!(required("6.12, 6.18,"), ["6.12", "6.18"]);
+    }
+}
