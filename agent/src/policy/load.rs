@@ -133,22 +133,18 @@ fn names_a_resource(parsed: &Parsed<'_>) -> Option<Problem> {
 
 /// Drops policies whose id is taken.
 fn unique<'a>(parsed: Vec<Parsed<'a>>, problems: &mut Vec<Problem>) -> Vec<Parsed<'a>> {
-    let mut places: HashMap<Arc<str>, String> = HashMap::new();
+    let mut places: HashMap<Arc<str>, (&PolicyText, SourceSpan)> = HashMap::new();
     let mut kept = Vec::with_capacity(parsed.len());
     for policy in parsed {
         let id = &policy.annotations.reference.id;
-        if let Some(first) = places.get(id) {
+        if let Some((file, span)) = places.get(id) {
             let message = format!("there is another policy with `@id(\"{id}\")`");
-            problems.push(Problem::at(
-                policy.file,
-                policy.span,
-                message,
-                format!("rename one; the first is at {first}"),
-            ));
+            let first = format!("{}:{}", file.name, line_of(&file.text, span.offset()));
+            let help = format!("rename one; the first is at {first}");
+            problems.push(Problem::at(policy.file, policy.span, message, help));
             continue;
         }
-        let line = line_of(&policy.file.text, policy.span.offset());
-        places.insert(Arc::clone(id), format!("{}:{line}", policy.file.name));
+        places.insert(Arc::clone(id), (policy.file, policy.span));
         kept.push(policy);
     }
     kept
