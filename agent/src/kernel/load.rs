@@ -1,6 +1,5 @@
 //! Loading: resolve offsets, set constants, load, fill maps, attach last.
 
-use std::fs::File;
 use std::io;
 
 use agent_common::maps::{Mark, SLOT_DAEMON, Settings};
@@ -41,12 +40,15 @@ pub enum LoadError {
 /// The loaded object. Dropping it detaches everything.
 pub struct Kernel {
     ebpf: Ebpf,
-    btf: Btf,
-    cgroup: File,
 }
+
+/// The kernel's type information, parsed: tens of MiB, needed until everything is attached.
+pub struct Layout(Btf);
 
 /// What loading gives.
 pub struct Loaded {
+    /// For [`Kernel::attach`]; to be dropped after it.
+    pub layout: Layout,
     /// The object.
     pub kernel: Kernel,
     /// Handles for the main loop.
@@ -69,7 +71,6 @@ impl Kernel {
         let offsets = offsets::resolve(&btf::Btf::parse(&vmlinux)?)?;
         let btf =
             Btf::parse(&vmlinux, aya::Endianness::default()).map_err(|error| LoadError::AyaBtf(Box::new(error)))?;
-        let cgroup = cgroup::root()?;
         let mut loader = EbpfLoader::new();
         loader.btf(Some(&btf)).verifier_log_level(VerifierLogLevel::STATS);
         for (name, value) in &offsets {
@@ -82,7 +83,7 @@ impl Kernel {
         maps.processes.put(std::process::id(), Mark { slot: SLOT_DAEMON, epoch: 0, start: 0 })?;
         let upcalls = Ring::take(&mut ebpf, "UPCALLS")?;
         let records = Ring::take(&mut ebpf, "RECORDS")?;
-        Ok(Loaded { kernel: Self { ebpf, btf, cgroup }, maps, upcalls, records })
+        Ok(Loaded { kernel: Self { ebpf }, layout: Layout(btf), maps, upcalls, records })
     }
 
     /// Another set of map handles, for another thread.
@@ -94,7 +95,11 @@ impl Kernel {
     }
 
     /// Tries to attach each guard of `wanted`.
-    pub fn attach(&mut self, wanted: &[Guard]) -> Guards {
-        attach::attach(&mut self.ebpf, &self.btf, &self.cgroup, wanted)
+    ///
+    /// # Errors
+    /// [`LoadError`] if there is nothing to attach to.
+    pub fn attach(&mut self, layout: &Layout, wanted: &[Guard]) -> Result<Guards, LoadError> {
+        let cgroup = cgroup::root()?;
+        Ok(attach::attach(&mut self.ebpf, &layout.0, &cgroup, wanted))
     }
 }

@@ -15,6 +15,6 @@ pub mod ring;
 
 pub use attach::{AttachError, Guard, Guards};
 pub use fanotify::{Fanotify, Opened};
-pub use load::{Kernel, LoadError, Loaded};
+pub use load::{Kernel, Layout, LoadError, Loaded};
 pub use maps::{MapError, Maps};
 pub use ring::Ring;
