@@ -1,6 +1,8 @@
 //! Loading: resolve offsets, set constants, load, fill maps, attach last.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use agent_common::maps::{Mark, SLOT_DAEMON, Settings};
 use aya::{Btf, Ebpf, EbpfLoader, VerifierLogLevel};
@@ -8,7 +10,7 @@ use aya::{Btf, Ebpf, EbpfLoader, VerifierLogLevel};
 use super::attach::{self, Guard, Guards};
 use super::btf::{self, BtfError};
 use super::cgroup::{self, CgroupError};
-use super::{MapError, Maps, Ring, offsets};
+use super::{MapError, Maps, Ring, log, offsets};
 
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
@@ -40,6 +42,14 @@ pub enum LoadError {
 /// The loaded object. Dropping it detaches everything.
 pub struct Kernel {
     ebpf: Ebpf,
+    /// Set when the programs go, for the thread that prints their lines.
+    gone: Arc<AtomicBool>,
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        self.gone.store(true, Ordering::Relaxed);
+    }
 }
 
 /// The kernel's type information, parsed: tens of MiB, needed until everything is attached.
@@ -78,12 +88,16 @@ impl Kernel {
         }
         loader.override_global("AYA_LOG_LEVEL", &log_level, false);
         let mut ebpf = loader.load(object).map_err(|error| LoadError::Refused(Box::new(error)))?;
+        let gone = Arc::new(AtomicBool::new(false));
+        if log_level > 0 {
+            log::follow(&mut ebpf, Arc::clone(&gone));
+        }
         let mut maps = Maps::open(&ebpf)?;
         maps.settings.put(0, settings)?;
         maps.processes.put(std::process::id(), Mark { slot: SLOT_DAEMON, epoch: 0, start: 0 })?;
         let upcalls = Ring::take(&mut ebpf, "UPCALLS")?;
         let records = Ring::take(&mut ebpf, "RECORDS")?;
-        Ok(Loaded { kernel: Self { ebpf }, layout: Layout(btf), maps, upcalls, records })
+        Ok(Loaded { kernel: Self { ebpf, gone }, layout: Layout(btf), maps, upcalls, records })
     }
 
     /// Another set of map handles, for another thread.

@@ -8,6 +8,7 @@ pub mod cgroup;
 pub mod fanotify;
 pub mod learn;
 pub mod load;
+mod log;
 pub mod lsm;
 pub mod maps;
 pub mod offsets;
