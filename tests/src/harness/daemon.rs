@@ -121,7 +121,7 @@ impl Daemon {
     fn with_records(&self, error: &anyhow::Error) -> anyhow::Error {
         let records = self.records().unwrap_or_default();
         let of_note = records.iter().filter(|record| !record.kind().starts_with("process_"));
-        let last: Vec<String> = of_note.rev().take(8).map(|record| record.0.to_string()).collect();
+        let last: Vec<String> = of_note.rev().take(4).map(Record::short).collect();
         anyhow::anyhow!("{error}\nthe last records:\n{}", last.join("\n"))
     }
 

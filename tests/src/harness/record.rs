@@ -23,6 +23,17 @@ impl Record {
         self.text("/kind")
     }
 
+    /// The line without its long parts, for messages.
+    pub(crate) fn short(&self) -> String {
+        let mut value = self.0.clone();
+        if let Some(object) = value.as_object_mut() {
+            for name in ["process", "chain", "agent", "intent", "expires_at"] {
+                object.remove(name);
+            }
+        }
+        value.to_string()
+    }
+
     pub(crate) fn task(&self) -> &str {
         self.text("/task")
     }
