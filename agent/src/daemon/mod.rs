@@ -179,7 +179,7 @@ impl Loop {
                 Ok(event) => self.daemon.kernel_event(event),
                 Err(_) => self.daemon.lost(Cause::Undecodable, 1),
             }),
-            Input::Note(note) => self.daemon.decision(&note),
+            Input::Note(note) => self.daemon.noted(&note),
             Input::Command(command) => self.command(command),
             Input::Changed => self.watcher.note_change(),
             Input::Scanned(rescan) => self.scanned(rescan),
