@@ -75,7 +75,7 @@ enum Input {
 /// [`DaemonError`]; nothing is left attached.
 pub fn run(flags: &Flags) -> Result<(), DaemonError> {
     if flags.check {
-        return Sources::read(&Config::load(flags)?).map(|_| ());
+        return check(&Config::load(flags)?);
     }
     start::check_host()?;
     let config = Config::load(flags)?;
@@ -83,8 +83,17 @@ pub fn run(flags: &Flags) -> Result<(), DaemonError> {
     runtime.map_err(|error| DaemonError::System("make the event loop", error))?.block_on(serve(config))
 }
 
+/// Says that there is nothing to say, but for warnings.
+fn check(config: &Config) -> Result<(), DaemonError> {
+    let sources = Sources::read(config)?;
+    sources.warn();
+    tracing::info!(policies = sources.policies.number_of_policies(), "no faults");
+    Ok(())
+}
+
 async fn serve(config: Config) -> Result<(), DaemonError> {
     let sources = Sources::read(&config)?;
+    sources.warn();
     let lock = start::lock(&config)?;
     let socket = config.runtime_dir.join("writd.sock");
     let listener = api::bind(&socket)?;

@@ -313,6 +313,7 @@ impl Daemon {
 
     /// Brings new sources into force for every task: prepared, published, rows filled, and only then named to the kernel.
     pub(super) fn adopt(&mut self, sources: Sources) -> Result<(), String> {
+        sources.warn();
         let generation = self.generation.wrapping_add(1).max(1);
         let snapshot = self.shared.snapshot.load_full();
         let mut next = Snapshot {
