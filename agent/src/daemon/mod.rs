@@ -167,8 +167,8 @@ impl Loop {
     }
 
     async fn next(&mut self) -> Input {
+        // In no fixed order: a flood of records must not keep commands and deadlines waiting.
         tokio::select! {
-            biased;
             _ = self.terminate.recv() => Input::Stop("SIGTERM"),
             _ = self.interrupt.recv() => Input::Stop("SIGINT"),
             _ = self.hangup.recv() => Input::Reload,
