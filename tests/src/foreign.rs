@@ -12,8 +12,8 @@ use nix::sys::socket::{
     recvmsg, sendmsg, socket,
 };
 
-use crate::harness::run::Ran;
-use crate::harness::wait::bound;
+use crate::harness::run::{Ran, Session};
+use crate::harness::wait::{bound, until};
 use crate::harness::world::{Lab, OPEN, World};
 use crate::{Test, on_every_tier};
 
@@ -24,7 +24,8 @@ pub(crate) fn tests() -> Vec<Test> {
         ("foreign::connected_before_the_mark", connected_before),
         ("foreign::passed_by_an_unmarked_process", passed),
         ("foreign::of_another_task", of_another_task),
-        ("foreign::given_away_ends_with_its_task", given_away),
+        ("foreign::given_away_ends_when_revoked", given_away_revoked),
+        ("foreign::given_away_ends_with_its_task", given_away_ended),
     ])
 }
 
@@ -90,16 +91,15 @@ fn passed(lab: &Lab) -> Result<()> {
     expect_foreign(&world, &ran)
 }
 
-/// A socket that one task has made.
-fn socket_of(world: &World, listener: &UnixListener, path: &str) -> Result<(OwnedFd, Ran)> {
-    std::thread::scope(|scope| {
-        let client = scope.spawn(|| world.task().connect(OPEN).run(&["give", path]));
-        let (unix, _) = listener.accept()?;
-        let fd = receive(&unix)?;
-        let ran = client.join().map_err(|_| anyhow::anyhow!("the client's thread died"))??;
-        ran.expect(&["ok"])?;
-        Ok((fd, ran))
-    })
+/// A socket of that kind, made by the session.
+fn socket_of(session: &mut Session, world: &World, kind: &str) -> Result<OwnedFd> {
+    let (path, listener) = meeting(world, "give.sock")?;
+    session.tell(&[kind, &path])?;
+    let (unix, _) = listener.accept()?;
+    let fd = receive(&unix)?;
+    ensure!(session.answer()? == ["ok"], "the socket was not given away");
+    std::fs::remove_file(path)?;
+    Ok(fd)
 }
 
 fn receive(unix: &UnixStream) -> Result<OwnedFd> {
@@ -119,29 +119,47 @@ fn receive(unix: &UnixStream) -> Result<OwnedFd> {
 fn of_another_task(lab: &Lab) -> Result<()> {
     let world = lab.shared()?;
     world.open.arrived()?;
-    let (path, listener) = meeting(&world, "other.sock")?;
-    let (fd, first) = socket_of(&world, &listener, &path)?;
-    std::fs::remove_file(path)?;
+    let mut first = world.task().connect(OPEN).session()?;
+    let fd = socket_of(&mut first, &world, "give-tcp")?;
     let ran = world.task().connect(OPEN).stdin(fd).run(&["connect-fd", "0", &world.open.tcp()?])?;
     ensure!(first.task()? != ran.task()?, "both are one task");
     expect_foreign(&world, &ran)
 }
 
-/// An unmarked helper holds a socket that a task made. The task is over, so nothing leaves it.
-fn given_away(lab: &Lab) -> Result<()> {
+/// An unmarked helper holds a socket that a task made. The task is revoked, so nothing leaves it.
+fn given_away_revoked(lab: &Lab) -> Result<()> {
     let world = lab.shared()?;
     world.open.arrived()?;
-    let (path, listener) = meeting(&world, "give.sock")?;
-    let (fd, ran) = socket_of(&world, &listener, &path)?;
-    std::fs::remove_file(path)?;
-    let task = ran.task()?;
-    world.event(task, "task_ended")?;
-    let stream = TcpStream::from(fd);
+    let mut session = world.task().connect(OPEN).session()?;
+    let task = session.task()?;
+    let stream = TcpStream::from(socket_of(&mut session, &world, "give-tcp")?);
+    world.daemon.ask(&["task", "revoke", &task])?;
     // The first segment and those that the kernel sends again within this time.
     stream.set_write_timeout(Some(Duration::from_millis(1500)))?;
     let target = SockaddrStorage::from(world.open.tcp4.address()?);
     let outcome = connect(stream.as_raw_fd(), &target);
-    ensure!(outcome.is_err(), "the socket of a task that is over connected");
+    ensure!(outcome.is_err(), "the socket of a revoked task connected");
     ensure!(world.open.arrived()? == 0, "the refused attempt arrived");
-    world.decision(task, "send", "deny", "ended").map(drop)
+    world.decision(&task, "send", "deny", "revoked").map(drop)
+}
+
+/// The task ends by itself: what its sockets hold may drain, and then nothing leaves them any more.
+fn given_away_ended(lab: &Lab) -> Result<()> {
+    let world = lab.shared()?;
+    world.open.arrived()?;
+    let mut session = world.task().connect(OPEN).session()?;
+    let task = session.task()?;
+    let socket = UdpSocket::from(socket_of(&mut session, &world, "give-udp")?);
+    session.close()?;
+    world.event(&task, "task_ended")?;
+    until("the end of the task's sockets", 10, || {
+        // Refused or dropped: what counts is whether it arrives.
+        let _ = socket.send_to(b"x", world.open.udp4.address()?);
+        Ok((world.open.udp4.arrived()? == 0).then_some(()))
+    })?;
+    world.daemon.record("the drop", |record| {
+        let reason = record.text("/reason");
+        record.task() == task && record.text("/action") == "send" && ["ended", "expired"].contains(&reason)
+    })?;
+    Ok(())
 }

@@ -141,7 +141,7 @@ fn second_daemon(lab: &Lab) -> Result<()> {
     let world = lab.own(Options::default())?;
     let second = run(world.daemon.place.command(&lab.machine, &Options::default())?)?;
     ensure!(second.status.code().is_some_and(|code| code != 0), "{second:?}");
-    ensure!(second.stderr.contains("writd.sock") || second.stderr.contains("already"), "{}", second.stderr);
+    ensure!(second.stderr.contains("another writd is running"), "{}", second.stderr);
     // The first goes on.
     world.task().run(&["tcp", &world.open.tcp()?])?.expect_refused()?;
     world.daemon.stop().map(drop)

@@ -19,8 +19,8 @@ pub(crate) fn tests() -> Vec<Test> {
         ("kinds::raw", |lab| refused(lab, INET, RAW, libc::IPPROTO_RAW)),
         ("kinds::raw_icmp", |lab| refused(lab, INET, RAW, libc::IPPROTO_ICMP)),
         ("kinds::raw_v6", |lab| refused(lab, libc::AF_INET6, RAW, libc::IPPROTO_RAW)),
-        ("kinds::ping", |lab| refused(lab, INET, DGRAM, libc::IPPROTO_ICMP)),
-        ("kinds::ping_v6", |lab| refused(lab, libc::AF_INET6, DGRAM, libc::IPPROTO_ICMPV6)),
+        ("kinds::ping", |lab| ping(lab, INET, libc::IPPROTO_ICMP)),
+        ("kinds::ping_v6", |lab| ping(lab, libc::AF_INET6, libc::IPPROTO_ICMPV6)),
         ("kinds::udp_lite", |lab| refused(lab, INET, DGRAM, libc::IPPROTO_UDPLITE)),
         ("kinds::sctp", |lab| refused(lab, INET, STREAM, libc::IPPROTO_SCTP)),
         ("kinds::sctp_many", |lab| refused(lab, INET, libc::SOCK_SEQPACKET, libc::IPPROTO_SCTP)),
@@ -38,11 +38,21 @@ pub(crate) fn tests() -> Vec<Test> {
     all
 }
 
-/// Refused even to a task whose grant covers every endpoint here.
 fn refused(lab: &Lab, family: i32, kind: i32, protocol: i32) -> Result<()> {
+    refused_in(lab, &[], family, kind, protocol)
+}
+
+/// In a network namespace that lets every group make them.
+fn ping(lab: &Lab, family: i32, protocol: i32) -> Result<()> {
+    refused_in(lab, &["netns", "netns-ping"], family, DGRAM, protocol)
+}
+
+/// Refused even to a task whose grant covers every endpoint here.
+fn refused_in(lab: &Lab, wrappers: &[&str], family: i32, kind: i32, protocol: i32) -> Result<()> {
     let world = lab.shared()?;
-    let words = ["socket".to_owned(), family.to_string(), kind.to_string(), protocol.to_string()];
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let numbers = [family, kind, protocol].map(|number| number.to_string());
+    let words: Vec<&str> =
+        wrappers.iter().copied().chain(["socket"]).chain(numbers.iter().map(String::as_str)).collect();
     let control = world.unmarked(&words)?;
     if control.lines != ["ok"] {
         return Err(skip(format!("this kernel does not make such sockets: {}", control.lines.concat())));

@@ -91,7 +91,7 @@ fn records_of_a_task(lab: &Lab) -> Result<()> {
     ensure!(started.array("/argv").len() == 5, "the command is not in {}", started.0);
     let ended = world.event(id, "task_ended")?;
     ensure!(ended.number("/allowed") == 1, "not one allowed connect in {}", ended.0);
-    for kind in ["process_forked", "process_exec", "process_exit"] {
+    for kind in ["process_exec", "process_exit"] {
         world.event(id, kind)?;
     }
     world.daemon.record("the last exit", |r| {

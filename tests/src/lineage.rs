@@ -134,7 +134,7 @@ fn exit_leaves_no_mark(lab: &Lab) -> Result<()> {
     until("one process of the task", 5, || Ok((processes(&world, &task)? == Some(1)).then_some(())))?;
     ensure!(session.close()?.success(), "the session failed");
     let over = world.event(&task, "task_ended")?;
-    ensure!(over.text("/why") == "the last process has gone", "{}", over.0);
+    ensure!(over.text("/why") == "its last process has gone", "{}", over.0);
     ensure!(processes(&world, &task)? == Some(0), "processes are left: {}", view(&world, &task)?);
     until("no marked process at all", 5, || {
         let count = world.daemon.status()?.pointer("/processes").and_then(Value::as_u64);

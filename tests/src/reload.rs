@@ -137,6 +137,8 @@ fn time_window(lab: &Lab) -> Result<()> {
     wait_for_next(&world, before)?;
     let mut open = 0_u32;
     loop {
+        // What is not taken would fill the server's queue.
+        world.open.arrived()?;
         let answer = session.ask(&["tcp", &world.open.tcp()?])?;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
         if answer == ["errno EPERM"] {

@@ -157,9 +157,14 @@ impl Session {
     /// What became of one action.
     pub(crate) fn ask(&mut self, words: &[&str]) -> Result<Vec<String>> {
         self.tell(words)?;
+        self.answer().with_context(|| format!("no answer to {words:?}"))
+    }
+
+    /// What became of what it was told.
+    pub(crate) fn answer(&mut self) -> Result<Vec<String>> {
         let mut answer = Vec::new();
         loop {
-            let line = self.lines.recv_timeout(bound(30)).with_context(|| format!("no answer to {words:?}"))?;
+            let line = self.lines.recv_timeout(bound(30))?;
             if line == "." {
                 return Ok(answer);
             }

@@ -1,5 +1,6 @@
 //! Ways to a file's content.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io::Read;
 use std::num::NonZeroUsize;
@@ -79,9 +80,11 @@ fn link_read(from: &str, to: &str) -> Attempt {
     outcome
 }
 
-/// A program whose content is no program gives `ENOEXEC`, but only to who may open it.
+/// A file that is no program gives `ENOEXEC`, but only to who may open it.
 fn exec_file(path: &str) -> Attempt {
-    use std::os::unix::process::CommandExt;
-    let error = std::process::Command::new(path).exec();
-    if error.raw_os_error() == Some(libc::ENOEXEC) { Ok(()) } else { Err(errno(&error)) }
+    let path = CString::new(path).map_err(|_| Errno::EINVAL)?;
+    match nix::unistd::execv(&path, &[&path]) {
+        Err(Errno::ENOEXEC) => Ok(()),
+        Err(error) => Err(error),
+    }
 }

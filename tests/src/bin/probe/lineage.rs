@@ -32,6 +32,7 @@ pub(super) fn wrap(state: &mut State, words: &[&str]) -> Option<Attempt> {
         ["mountns", ref rest @ ..] => in_new(CloneFlags::CLONE_NEWNS, rest),
         ["netns", ref rest @ ..] => in_new(CloneFlags::CLONE_NEWNET, rest),
         ["netns-up", ref rest @ ..] => loopback_up().map(|()| perform(state, rest)),
+        ["netns-ping", ref rest @ ..] => allow_ping().map(|()| perform(state, rest)),
         ["netns-back", ref rest @ ..] => back_in_netns(state, rest),
         ["cgroup", directory, ref rest @ ..] => in_cgroup(state, directory, rest),
         ["exec", ref rest @ ..] => Err(exec(rest)),
@@ -236,6 +237,11 @@ fn loopback_up() -> Attempt {
     // SAFETY: the request takes one live `ifreq`.
     let done = unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
     Errno::result(done).map(drop)
+}
+
+/// Lets every group of this network namespace make ping sockets.
+fn allow_ping() -> Attempt {
+    std::fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647").map_err(|error| errno(&error))
 }
 
 /// Goes to a new network namespace and comes back.

@@ -7,25 +7,18 @@ use std::os::unix::net::UnixStream;
 use nix::errno::Errno;
 use nix::sys::socket::{self, ControlMessage, ControlMessageOwned, MsgFlags};
 
-use crate::net::{address, connect, errno, plain_socket, storage};
+use crate::net::{address, connect, errno, plain_socket};
 use crate::{Attempt, number};
 
 pub(super) fn attempt(words: &[&str]) -> Option<Attempt> {
     Some(match *words {
         ["socket", family, kind, protocol] => plain_socket(number(family), number(kind), number(protocol)).map(drop),
-        ["ping", to] => ping(to),
         ["connect-fd", fd, to] => connect_fd(number(fd), to),
         ["take-and-connect", path, to] => take_and_connect(path, to),
-        ["give", path] => give(path),
+        ["give-tcp", path] => give(path, libc::SOCK_STREAM),
+        ["give-udp", path] => give(path, libc::SOCK_DGRAM),
         _ => return None,
     })
-}
-
-/// One ICMP echo request over a datagram socket.
-fn ping(to: &str) -> Attempt {
-    let fd = plain_socket(libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_ICMP)?;
-    let echo = [8, 0, 0, 0, 0, 0, 0, 1];
-    socket::sendto(fd.as_raw_fd(), &echo, &storage(address(to)), MsgFlags::empty()).map(drop)
 }
 
 /// Connects a socket that was there when this program began.
@@ -59,8 +52,8 @@ fn take(unix: &UnixStream) -> Attempt<OwnedFd> {
 }
 
 /// Makes a socket and gives it to whoever listens on the unix socket.
-fn give(path: &str) -> Attempt {
-    let fd = plain_socket(libc::AF_INET, libc::SOCK_STREAM, 0)?;
+fn give(path: &str, kind: i32) -> Attempt {
+    let fd = plain_socket(libc::AF_INET, kind, 0)?;
     let unix = UnixStream::connect(path).map_err(|error| errno(&error))?;
     let fds = [fd.as_raw_fd()];
     let rights = [ControlMessage::ScmRights(&fds)];
