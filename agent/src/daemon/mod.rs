@@ -155,6 +155,7 @@ impl Loop {
     }
 
     async fn run(mut self) -> Result<(), DaemonError> {
+        self.daemon.record_ready();
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
         let why = loop {
             let input = self.next().await;

@@ -28,8 +28,8 @@ use crate::task::open::OpenError;
 use crate::task::table::state;
 use crate::task::{FindError, KnownLabels, Now, Registry, Task, TaskRequest, TaskTable};
 
-/// How long the sockets of a task whose last process has gone may still send what was written: nanoseconds. Nobody is
-/// left to write more; after a revocation or an expiry there is no such time.
+/// How long the TCP connections of a task whose last process has gone may still send what was written: nanoseconds. Nobody
+/// is left to write more; after a revocation or an expiry there is no such time.
 const DRAIN: u64 = 2_000_000_000;
 
 /// A task whose processes are gone and whose sockets drain.
@@ -239,7 +239,7 @@ impl Daemon {
     pub(super) fn last_process_gone(&mut self, slot: u32, epoch: u32) {
         let Some(task) = self.table.finish(slot, epoch, TaskStatus::Ended, instant()).cloned() else { return };
         let until = task.deadline.min(now().boot.saturating_add(DRAIN));
-        let drains = TaskState { deadline: until, status: TaskStatus::Active.code(), ..state(&task) };
+        let drains = TaskState { deadline: until, status: TaskStatus::Draining.code(), ..state(&task) };
         self.put_state(slot, drains);
         self.draining.push(Draining { slot, epoch, until });
         self.record_over(&task, "its last process has gone");
