@@ -122,7 +122,7 @@ impl Daemon {
         let records = self.records().unwrap_or_default();
         let of_note = records.iter().filter(|record| !record.kind().starts_with("process_"));
         let last: Vec<String> = of_note.rev().take(4).map(Record::short).collect();
-        anyhow::anyhow!("{error}\nthe last records:\n{}", last.join("\n"))
+        self.with_log(&anyhow::anyhow!("{error}\nthe last records:\n{}", last.join("\n")))
     }
 
     pub(crate) fn log(&self) -> String {
