@@ -45,6 +45,10 @@ impl Goal {
         }
     }
 
+    pub(super) fn is_secret(self) -> bool {
+        matches!(self, Self::SshKey | Self::Netrc)
+    }
+
     /// How often a server was reached; a secret has no server that could count.
     fn hits(self, hits: &Hits) -> u64 {
         let count = match self {

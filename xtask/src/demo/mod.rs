@@ -101,14 +101,15 @@ impl Demo {
         let before = self.reached(&[]);
         let output = self.act(scene, skip)?;
         let goals = self.goals(scene);
+        let task = records::first_task(&self.host.records(), skip)?;
         let mut last = (Vec::new(), before);
         // What is wrong may only be late.
         let settled = wait::until("the records to say what must be said", LAG, || {
-            let records = records::read(&self.host.records(), skip)?;
+            let records = records::of_task(&self.host.records(), skip, task.as_deref())?;
             let tally = self.tally(&records, &output, &before);
             let fits = tally.iter().all(|(goal, counts)| is_expected(scene, &goals, *goal, *counts));
             last = (records, tally);
-            Ok((fits && is_over(scene, &last.0)).then_some(()))
+            Ok((fits && (scene.task.is_none() || records::are_whole(&last.0))).then_some(()))
         });
         wait::check()?;
         let (records, tally) = last;
@@ -133,13 +134,8 @@ impl Demo {
     }
 
     fn revoke(&self, skip: usize) -> Result<()> {
-        let task = wait::until("the task's first record", LAG, || {
-            let records = records::read(&self.host.records(), skip)?;
-            Ok(records.into_iter().find_map(|record| match record {
-                Record::TaskStarted(started) => Some(started.task),
-                _ => None,
-            }))
-        })?;
+        let file = self.host.records();
+        let task = wait::until("the task's first record", LAG, || records::first_task(&file, skip))?;
         println!("   {DIM}${DIM:#} writ task revoke {task}");
         print!("   {}", read(&mut self.host.writ(["task", "revoke", &task]))?);
         Ok(())
@@ -171,15 +167,6 @@ impl Demo {
 /// What this host does not have must not be counted either.
 fn is_expected(scene: &Scene, goals: &[Goal], goal: Goal, counts: Counts) -> bool {
     if goals.contains(&goal) { scene.expects(goal, counts) } else { counts == Counts::default() }
-}
-
-fn is_over(scene: &Scene, records: &[Record]) -> bool {
-    let is_end = |record: &Record| match (scene.how, record) {
-        (How::UntilExpired, Record::TaskExpired(_)) | (How::UntilRevoked, Record::TaskRevoked(_)) => true,
-        (How::Once | How::Orphan, Record::TaskEnded(_)) => true,
-        _ => false,
-    };
-    scene.task.is_none() || records.iter().any(is_end)
 }
 
 fn wrong((goal, counts): &(Goal, Counts)) -> String {

@@ -27,16 +27,17 @@ pub(super) enum Record {
 
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct Started {
-    pub(super) task: String,
+    task: String,
     process: Process,
 }
 
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct Over {
+    task: String,
     why: String,
-    pub(super) allowed: u64,
-    pub(super) denied: u64,
-    pub(super) would_denied: u64,
+    allowed: u64,
+    denied: u64,
+    would_denied: u64,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -56,6 +57,7 @@ pub(super) struct Decision {
     pub(super) effect: Effect,
     reason: String,
     policies: Vec<Policy>,
+    latency_us: u32,
     pub(super) count: u64,
 }
 
@@ -86,13 +88,48 @@ struct Policy {
     reason: Option<String>,
 }
 
-/// All records so far of the task that began after the first `skip` lines of the file, and of what was lost since.
-pub(super) fn read(file: &Path, skip: usize) -> Result<Vec<Record>> {
+/// The first task that began after the first `skip` lines of the file.
+pub(super) fn first_task(file: &Path, skip: usize) -> Result<Option<String>> {
+    Ok(read(file, skip)?.into_iter().find_map(|record| match record {
+        Record::TaskStarted(started) => Some(started.task),
+        _ => None,
+    }))
+}
+
+/// What was recorded of a task after the first `skip` lines of the file, or of all if it is `None`, and what was lost.
+pub(super) fn of_task(file: &Path, skip: usize, task: Option<&str>) -> Result<Vec<Record>> {
+    let is_of = |record: &Record| record.task().is_none_or(|of| task.is_none_or(|task| of == task));
+    Ok(read(file, skip)?.into_iter().filter(is_of).collect())
+}
+
+fn read(file: &Path, skip: usize) -> Result<Vec<Record>> {
     let text = fs::read_to_string(file).with_context(|| format!("cannot read `{}`", file.display()))?;
     // The last line may be in the middle of being written.
     let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
     let lines = whole.lines().skip(skip);
     lines.map(|line| serde_json::from_str(line).with_context(|| format!("a record that is none: {line}"))).collect()
+}
+
+impl Record {
+    fn task(&self) -> Option<&str> {
+        match self {
+            Self::TaskStarted(started) => Some(&started.task),
+            Self::Decision(decision) => Some(&decision.task),
+            Self::TaskEnded(over) | Self::TaskExpired(over) | Self::TaskRevoked(over) => Some(&over.task),
+            Self::Loss(_) | Self::Other => None,
+        }
+    }
+}
+
+/// Whether the records say how the task ended and, since those that repeat come late, speak of each decision until then.
+pub(super) fn are_whole(records: &[Record]) -> bool {
+    let decided: u64 = merged(records).iter().map(|decision| decision.count).sum();
+    records.iter().any(|record| match record {
+        Record::TaskEnded(over) | Record::TaskExpired(over) | Record::TaskRevoked(over) => {
+            over.allowed + over.denied + over.would_denied <= decided
+        }
+        _ => false,
+    })
 }
 
 /// Records that the file has.
@@ -140,12 +177,13 @@ impl Decision {
         let resource = self.resource.shown(home);
         let on_behalf_of = self.on_behalf_of.as_ref().map(|user| format!(" for {user}")).unwrap_or_default();
         let mut line = format!(
-            "{style}{word:10}{style:#} {:7} {resource:22}  {} {}{on_behalf_of}  {}  {}",
+            "{style}{word:10}{style:#} {:7} {resource:22}  {} {}{on_behalf_of}  {}  {}  {}us",
             self.action,
             self.task,
             self.agent,
             self.process.tree(root),
             self.why(),
+            self.latency_us,
         );
         if self.count > 1 {
             // Writing to a string does not fail.
@@ -210,6 +248,6 @@ fn ending(record: &Record) -> Option<String> {
         Record::Loss(loss) => return Some(format!("{ALARM}LOSS{ALARM:#}       {} lost: {}", loss.count, loss.cause)),
         _ => return None,
     };
-    let Over { why, allowed, denied, would_denied } = over;
+    let Over { why, allowed, denied, would_denied, .. } = over;
     Some(format!("{NOTE}{word:10}{NOTE:#} {why}; allowed {allowed}, denied {denied}, would be denied {would_denied}"))
 }
