@@ -13,7 +13,6 @@ use super::DaemonError;
 use super::protect::{Protection, chain};
 use super::sources::Sources;
 use super::state::Daemon;
-use super::threads::now;
 use crate::api::{ErrorBody, ErrorCode};
 use crate::config::Config;
 use crate::domain::clock::BootClock;
@@ -26,8 +25,8 @@ const QUIET: Duration = Duration::from_millis(200);
 const RESCAN: Duration = Duration::from_secs(30);
 /// A scan comes at most this often.
 const PAUSE: Duration = Duration::from_millis(50);
-/// The wall clock moved against the boot clock by more than slewing does between two ticks: it was set. Nanoseconds.
-const STEP: i128 = 20_000_000;
+/// The wall clock moved against the boot clock by more than slewing does between two ticks: it was set.
+const STEP: Duration = Duration::from_millis(20);
 
 /// What a scan for secrets found.
 pub(super) struct Rescan {
@@ -54,7 +53,7 @@ impl Watcher {
         let (sender, events) = mpsc::channel(1);
         let changed_configuration = Arc::new(std::sync::Mutex::new(None));
         let directories = [config.config_dir.clone(), config.policies_dir.clone()];
-        let handler = handler(sender, Arc::clone(&changed_configuration), directories.to_vec());
+        let handler = handler(sender, Arc::clone(&changed_configuration), directories.clone());
         let inotify = notify::recommended_watcher(handler).inspect_err(
             |error| tracing::warn!(%error, "file changes are not noticed at once; send SIGHUP after a change"),
         );
@@ -155,14 +154,19 @@ async fn finished(running: &mut Option<JoinHandle<Rescan>>) -> Result<Rescan, Jo
 fn handler(
     sender: mpsc::Sender<()>,
     configuration: Arc<std::sync::Mutex<Option<Instant>>>,
-    directories: Vec<PathBuf>,
+    [configuration_dir, policies_dir]: [PathBuf; 2],
 ) -> impl Fn(notify::Result<notify::Event>) + Send + 'static {
     move |event| {
         let Ok(event) = event else { return };
         if matches!(event.kind, notify::EventKind::Access(_)) {
             return;
         }
-        let ours = |path: &PathBuf| directories.iter().any(|dir| path == dir || path.parent() == Some(dir));
+        let ours = |path: &PathBuf| {
+            let named = |directory: &PathBuf, extension| {
+                path.parent() == Some(directory) && path.extension().is_some_and(|own| own == extension)
+            };
+            *path == policies_dir || named(&configuration_dir, "toml") || named(&policies_dir, "cedar")
+        };
         if event.paths.iter().any(ours) {
             *configuration.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(Instant::now());
         }
@@ -217,12 +221,11 @@ impl Daemon {
 
     /// Notices that the wall clock was set, and keeps the conversion between the clocks fresh.
     pub(super) fn watch_clock(&mut self) {
-        let now = now();
-        let expected = self.clock.wall(now.boot).as_nanosecond();
-        if (i128::from(now.wall) - expected).abs() > STEP {
+        let fresh = BootClock::now();
+        let before = std::mem::replace(&mut self.clock, fresh);
+        if fresh.stepped_since(&before) > STEP {
             self.clock_was_set();
         }
-        self.clock = BootClock::now();
     }
 }
 
