@@ -3,6 +3,7 @@
 mod build;
 mod check;
 mod command;
+mod demo;
 mod ebpf;
 mod lab;
 mod repo;
@@ -34,6 +35,7 @@ enum Verb {
     Tidy,
     Vm(vm::Options),
     Test(test::Options),
+    Demo(demo::Options),
 }
 
 fn main() -> ExitCode {
@@ -54,6 +56,7 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Tidy => tidy::run()?,
         Verb::Vm(options) => return vm::run(options),
         Verb::Test(options) => return test::run(&options),
+        Verb::Demo(options) => return demo::run(&options),
     }
     Ok(ExitCode::SUCCESS)
 }
