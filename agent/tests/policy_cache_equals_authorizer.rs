@@ -60,10 +60,10 @@ const LABELS: &[&str] = &[
 const AGENTS: &[&str] = &["a1", "a2", "a3"];
 const GROUPS: &[&str] = &["g1", "g2"];
 const INTENTS: &[&str] = &["all", "work", "push"];
-const ZONES: &[&str] = &["UTC", "Europe/Berlin", "America/Sao_Paulo", "Asia/Kathmandu"];
+const ZONES: &[&str] = &["UTC", "Europe/Berlin", "Europe/London", "Asia/Kathmandu"];
 
-/// Instants that policies and questions speak of: three days around the end of Berlin's summer time.
-const START: &str = "2026-10-24T00:00:00Z";
+/// Instants that policies and questions speak of: three days around the start of Europe's summer time.
+const START: &str = "2026-03-28T00:00:00Z";
 const SPAN: i64 = 3 * 86_400_000;
 
 struct Generator {
@@ -128,7 +128,7 @@ impl Generator {
             text += "@mode(\"audit\")\n";
         }
         if self.chance(10) {
-            text += &format!("@expires(\"2026-10-{}\")\n", self.random.random_range(23..27));
+            text += &format!("@expires(\"2026-03-{}\")\n", self.random.random_range(27..31));
         }
         let effect = if self.chance(60) { "permit" } else { "forbid" };
         let (action, resource) = self.scope(about);
@@ -306,11 +306,16 @@ impl Generator {
         let mut edges: Vec<UnixMillis> =
             text.split('"').filter_map(|part| part.parse::<Timestamp>().ok()).map(|t| t.as_millisecond()).collect();
         let start: Timestamp = START.parse().unwrap();
+        let last = start.as_millisecond() + SPAN;
         for day in 0..4 {
             let date = start.to_zoned(zone.clone()).date().checked_add(jiff::Span::new().days(day)).unwrap();
             edges.push(date.to_zoned(zone.clone()).unwrap().timestamp().as_millisecond());
         }
-        edges.extend(zone.following(start).take(1).map(|change| change.timestamp().as_millisecond()));
+        // The hours around where the zone's clocks are set forward: what lives too long there is caught within the next.
+        for change in zone.following(start).take_while(|change| change.timestamp().as_millisecond() < last).take(1) {
+            let quarters = -6..=6;
+            edges.extend(quarters.map(|quarter| change.timestamp().as_millisecond() + quarter * 900_000));
+        }
         let mut instants: Vec<UnixMillis> = (0..INSTANTS)
             .map(|number| match number % 2 {
                 0 => edges.choose(&mut self.random).unwrap() + self.random.random_range(-1..=1),

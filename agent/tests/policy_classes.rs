@@ -5,7 +5,7 @@
 mod policy_support;
 
 use agent::domain::{Effect, Endpoint, Lifetime, Protocol};
-use agent::policy::Policies;
+use agent::policy::{Class, Policies, Prepared};
 use policy_support::{at, endpoint, labels, task, with};
 
 fn permit(condition: &str) -> Policies {
@@ -98,4 +98,12 @@ fn time_in_a_shape_that_is_not_recognized_is_asked_each_time() {
         let class = policies.endpoint_class(&endpoint("192.0.2.1:443", &["net"]));
         assert_eq!(policies.decide(&prepared, &class, 0).lifetime, Lifetime::Ask, "{condition}");
     }
+}
+
+#[test]
+fn several_threads_can_decide_with_one_set() {
+    fn shared<T: Send + Sync>() {}
+    shared::<Policies>();
+    shared::<Prepared>();
+    shared::<Class>();
 }

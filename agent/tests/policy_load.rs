@@ -55,15 +55,19 @@ fn a_policy_that_is_not_valid_shows_file_line_and_caret() {
 }
 
 #[test]
-fn every_problem_of_every_file_is_listed() {
+fn every_problem_of_every_file_is_listed_in_order() {
+    let unknown = "permit (principal, action == Action::\"read\", resource) when { principal.x };";
     let site = [
         file("a.cedar", "permit"),
-        file("b.cedar", PERMIT),
+        file("b.cedar", &format!("@id(\"b1\") {unknown}\n{PERMIT}\n@id(\"b2\") {unknown}")),
         file("c.cedar", "@id(\"c\") @moed(\"audit\") permit (principal, action, resource);"),
     ];
     let errors = Policies::load(&shipped(), &site, TimeZone::UTC).unwrap_err();
-    let files: Vec<&str> = errors.problems().iter().map(|problem| &*problem.file).collect();
-    assert_eq!(files, ["a.cedar", "b.cedar", "c.cedar"]);
+    let places: Vec<(&str, Option<usize>)> = errors.problems().iter().map(|p| (&*p.file, p.line)).collect();
+    assert_eq!(
+        places,
+        [("a.cedar", Some(1)), ("b.cedar", Some(1)), ("b.cedar", Some(2)), ("b.cedar", Some(3)), ("c.cedar", Some(1))]
+    );
 }
 
 #[test]
@@ -160,6 +164,6 @@ fn a_thousand_policies_load_fast() {
     let took = start.elapsed();
     println!("{} policies loaded in {took:?}", policies.number_of_policies());
     assert_eq!(policies.number_of_policies(), 1005);
-    // The release build is some twenty times faster than this one, and has a second for all of its start.
-    assert!(took.as_secs() < 20, "{took:?}");
+    // The release build is several times faster than this one, and has a second for all of its start.
+    assert!(took.as_secs() < 10, "{took:?}");
 }

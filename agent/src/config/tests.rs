@@ -1,3 +1,5 @@
+//! Tests of the configuration.
+
 use clap::Parser;
 
 use super::*;

@@ -13,7 +13,6 @@ use super::DaemonError;
 use super::protect::{Protection, chain};
 use super::sources::Sources;
 use super::state::Daemon;
-use super::threads::now;
 use crate::api::{ErrorBody, ErrorCode};
 use crate::config::Config;
 use crate::domain::clock::BootClock;
@@ -26,8 +25,8 @@ const QUIET: Duration = Duration::from_millis(200);
 const RESCAN: Duration = Duration::from_secs(30);
 /// A scan comes at most this often.
 const PAUSE: Duration = Duration::from_millis(50);
-/// The wall clock moved against the boot clock by more than slewing does between two ticks: it was set. Nanoseconds.
-const STEP: i128 = 20_000_000;
+/// The wall clock moved against the boot clock by more than slewing does between two ticks: it was set.
+const STEP: Duration = Duration::from_millis(20);
 
 /// What a scan for secrets found.
 pub(super) struct Rescan {
@@ -217,12 +216,11 @@ impl Daemon {
 
     /// Notices that the wall clock was set, and keeps the conversion between the clocks fresh.
     pub(super) fn watch_clock(&mut self) {
-        let now = now();
-        let expected = self.clock.wall(now.boot).as_nanosecond();
-        if (i128::from(now.wall) - expected).abs() > STEP {
+        let fresh = BootClock::now();
+        let before = std::mem::replace(&mut self.clock, fresh);
+        if fresh.stepped_since(&before) > STEP {
             self.clock_was_set();
         }
-        self.clock = BootClock::now();
     }
 }
 

@@ -27,7 +27,7 @@ use super::threads::{self, Note, Shared};
 use crate::config::{Config, Require};
 use crate::domain::clock::boot_now_ns;
 use crate::kernel::lsm::{BpfLsm, bpf_lsm};
-use crate::kernel::{Fanotify, Guard, Guards, Kernel, Loaded, Maps, Ring, learn};
+use crate::kernel::{Fanotify, Guard, Guards, Kernel, Layout, Loaded, Maps, Ring, learn};
 use crate::record::{self, DaemonStarted, Event, Recorder, Sink, Tier};
 use crate::resource::ClassTable;
 use crate::task::{Limits, TaskTable};
@@ -96,8 +96,9 @@ pub(super) fn start(config: Config, sources: Sources, lock: File) -> Result<Star
     recorder.record(Timestamp::now(), Event::DaemonStarted(daemon_started()));
     raise_descriptor_limit();
     let settings = settings(&config);
-    let Loaded { mut kernel, mut maps, upcalls, records } = Kernel::load(&OBJECT.0, settings, log_level(&config))?;
-    let attached = attach(&mut kernel)?;
+    let Loaded { mut kernel, layout, mut maps, upcalls, records } =
+        Kernel::load(&OBJECT.0, settings, log_level(&config))?;
+    let attached = attach(&mut kernel, layout)?;
     let targets = Targets::new(&config.runtime_dir).map_err(|error| DaemonError::System("set up the canary", error))?;
     let guarding = guarding(&mut maps, &attached, &targets)?;
     let mut classes = ClassTable::default();
@@ -198,12 +199,12 @@ struct Attached {
 }
 
 /// What every host must have, and what BPF LSM adds where the kernel's list has it or cannot be read.
-fn attach(kernel: &mut Kernel) -> Result<Attached, DaemonError> {
+fn attach(kernel: &mut Kernel, layout: Layout) -> Result<Attached, DaemonError> {
     let lsm = bpf_lsm();
     let hopeless = matches!(lsm, BpfLsm::NotListed(_));
     let wanted: Vec<Guard> = Guard::ALL.into_iter().filter(|guard| !(guard.needs_lsm() && hopeless)).collect();
     let (optional, needed): (Guards, Guards) =
-        kernel.attach(&wanted).into_iter().partition(|(guard, _)| guard.needs_lsm());
+        kernel.attach(&layout, &wanted)?.into_iter().partition(|(guard, _)| guard.needs_lsm());
     needed.into_iter().try_for_each(|(_, result)| result)?;
     let refused = optional.iter().find_map(|(_, result)| result.as_ref().err()).map(|error| chain(error));
     let file_open = optional.iter().any(|(guard, result)| *guard == Guard::FileOpen && result.is_ok());

@@ -363,12 +363,13 @@ fn note(
     }
 }
 
-/// Both clocks, read one after the other.
+/// Both clocks. The boot clock first: whatever comes between the two readings makes an answer hold for less, never longer.
 pub(super) fn now() -> Instant {
+    let boot = boot_now_ns();
     let wall = clock_gettime(ClockId::CLOCK_REALTIME).map_or(0, |time| {
         i64::try_from(i128::from(time.tv_sec()) * 1_000_000_000 + i128::from(time.tv_nsec())).unwrap_or(i64::MAX)
     });
-    Instant { boot: boot_now_ns(), wall }
+    Instant { boot, wall }
 }
 
 /// Until there is something to read, or a turn has passed.

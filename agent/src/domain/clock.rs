@@ -15,6 +15,9 @@ pub fn deadline_in(life: Duration) -> u64 {
     u64::try_from(life.as_nanos()).map_or(u64::MAX, |nanos| boot_now_ns().saturating_add(nanos))
 }
 
+/// Readings of which the closest is taken.
+const READINGS: usize = 3;
+
 /// How the boot clock stood against the wall clock at one moment.
 ///
 /// It is taken anew once in a while, since the wall clock can be set.
@@ -25,9 +28,23 @@ pub struct BootClock {
 }
 
 impl BootClock {
-    /// Reads both clocks.
+    /// Reads both clocks, several times where the reading was interrupted: the closest pair counts.
     pub fn now() -> Self {
-        Self { boot: boot_now_ns(), wall: Timestamp::now() }
+        let readings = (0..READINGS).map(|_| Self::read());
+        readings.min_by_key(|(_, took)| *took).map_or_else(|| Self::read().0, |(clock, _)| clock)
+    }
+
+    /// By how much the wall clock moved against the boot clock since an earlier reading: it was set, or slewed.
+    pub fn stepped_since(&self, before: &Self) -> Duration {
+        self.wall.duration_since(before.wall(self.boot)).unsigned_abs()
+    }
+
+    /// Both clocks, and how long the reading took in nanoseconds.
+    fn read() -> (Self, u64) {
+        let before = boot_now_ns();
+        let wall = Timestamp::now();
+        let took = boot_now_ns().saturating_sub(before);
+        (Self { boot: before.saturating_add(took / 2), wall }, took)
     }
 
     /// The wall-clock time of a boot-clock instant in nanoseconds; clamped to the times that can be written.
@@ -54,6 +71,15 @@ mod tests {
         assert_eq!(clock.wall(5_000_000_000).to_string(), "2026-01-02T03:04:05Z");
         assert_eq!(clock.wall(6_500_000_000).to_string(), "2026-01-02T03:04:06.5Z");
         assert_eq!(clock.wall(4_000_000_000).to_string(), "2026-01-02T03:04:04Z");
+    }
+
+    #[test]
+    fn a_step_is_told_from_the_passing_of_time() {
+        let before = BootClock { boot: 5_000_000_000, wall: "2026-01-02T03:04:05Z".parse().unwrap() };
+        let later = BootClock { boot: 6_000_000_000, wall: "2026-01-02T03:04:06Z".parse().unwrap() };
+        assert_eq!(later.stepped_since(&before), Duration::ZERO);
+        let set_back = BootClock { wall: "2026-01-02T02:04:06Z".parse().unwrap(), ..later };
+        assert_eq!(set_back.stepped_since(&before), Duration::from_secs(3600));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Loading: resolve offsets, set constants, load, fill maps, attach last.
 
-use std::fs::File;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use agent_common::maps::{Mark, SLOT_DAEMON, Settings};
 use aya::{Btf, Ebpf, EbpfLoader, VerifierLogLevel};
@@ -9,7 +10,7 @@ use aya::{Btf, Ebpf, EbpfLoader, VerifierLogLevel};
 use super::attach::{self, Guard, Guards};
 use super::btf::{self, BtfError};
 use super::cgroup::{self, CgroupError};
-use super::{MapError, Maps, Ring, offsets};
+use super::{MapError, Maps, Ring, log, offsets};
 
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
@@ -41,12 +42,23 @@ pub enum LoadError {
 /// The loaded object. Dropping it detaches everything.
 pub struct Kernel {
     ebpf: Ebpf,
-    btf: Btf,
-    cgroup: File,
+    /// Set when the programs go, for the thread that prints their lines.
+    gone: Arc<AtomicBool>,
 }
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        self.gone.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The kernel's type information, parsed: tens of MiB, needed until everything is attached.
+pub struct Layout(Btf);
 
 /// What loading gives.
 pub struct Loaded {
+    /// For [`Kernel::attach`]; to be dropped after it.
+    pub layout: Layout,
     /// The object.
     pub kernel: Kernel,
     /// Handles for the main loop.
@@ -69,7 +81,6 @@ impl Kernel {
         let offsets = offsets::resolve(&btf::Btf::parse(&vmlinux)?)?;
         let btf =
             Btf::parse(&vmlinux, aya::Endianness::default()).map_err(|error| LoadError::AyaBtf(Box::new(error)))?;
-        let cgroup = cgroup::root()?;
         let mut loader = EbpfLoader::new();
         loader.btf(Some(&btf)).verifier_log_level(VerifierLogLevel::STATS);
         for (name, value) in &offsets {
@@ -77,12 +88,16 @@ impl Kernel {
         }
         loader.override_global("AYA_LOG_LEVEL", &log_level, false);
         let mut ebpf = loader.load(object).map_err(|error| LoadError::Refused(Box::new(error)))?;
+        let gone = Arc::new(AtomicBool::new(false));
+        if log_level > 0 {
+            log::follow(&mut ebpf, Arc::clone(&gone));
+        }
         let mut maps = Maps::open(&ebpf)?;
         maps.settings.put(0, settings)?;
         maps.processes.put(std::process::id(), Mark { slot: SLOT_DAEMON, epoch: 0, start: 0 })?;
         let upcalls = Ring::take(&mut ebpf, "UPCALLS")?;
         let records = Ring::take(&mut ebpf, "RECORDS")?;
-        Ok(Loaded { kernel: Self { ebpf, btf, cgroup }, maps, upcalls, records })
+        Ok(Loaded { kernel: Self { ebpf, gone }, layout: Layout(btf), maps, upcalls, records })
     }
 
     /// Another set of map handles, for another thread.
@@ -94,7 +109,11 @@ impl Kernel {
     }
 
     /// Tries to attach each guard of `wanted`.
-    pub fn attach(&mut self, wanted: &[Guard]) -> Guards {
-        attach::attach(&mut self.ebpf, &self.btf, &self.cgroup, wanted)
+    ///
+    /// # Errors
+    /// [`LoadError`] if there is nothing to attach to.
+    pub fn attach(&mut self, layout: &Layout, wanted: &[Guard]) -> Result<Guards, LoadError> {
+        let cgroup = cgroup::root()?;
+        Ok(attach::attach(&mut self.ebpf, &layout.0, &cgroup, wanted))
     }
 }

@@ -8,6 +8,7 @@ pub mod cgroup;
 pub mod fanotify;
 pub mod learn;
 pub mod load;
+mod log;
 pub mod lsm;
 pub mod maps;
 pub mod offsets;
@@ -15,6 +16,6 @@ pub mod ring;
 
 pub use attach::{AttachError, Guard, Guards};
 pub use fanotify::{Fanotify, Opened};
-pub use load::{Kernel, LoadError, Loaded};
+pub use load::{Kernel, Layout, LoadError, Loaded};
 pub use maps::{MapError, Maps};
 pub use ring::Ring;

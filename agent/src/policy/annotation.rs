@@ -1,5 +1,6 @@
 //! Annotations: a closed list with closed values. Cedar itself takes any, so a misspelt `@mode` would silently enforce.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use cedar_policy::Policy;
@@ -44,10 +45,11 @@ pub(super) struct Complaint {
 
 /// Reads a policy's annotations, or says all that is wrong with them.
 pub(super) fn read(policy: &Policy, zone: &TimeZone) -> Result<Annotations, Vec<Complaint>> {
-    let mut complaints: Vec<Complaint> =
-        policy.annotations().filter_map(|(name, value)| check(name, value).err()).collect();
+    // Asking a policy for one annotation by name parses the name each time.
+    let written: HashMap<&str, &str> = policy.annotations().collect();
+    let mut complaints: Vec<Complaint> = written.iter().filter_map(|(name, value)| check(name, value).err()).collect();
     complaints.sort_by(|a, b| a.message.cmp(&b.message));
-    let Some(id) = policy.annotation("id") else {
+    let Some(id) = written.get("id") else {
         complaints.push(Complaint {
             message: "a policy has no `@id`".to_owned(),
             help: "write `@id(\"...\")` above it; records name the policy by it".to_owned(),
@@ -57,11 +59,11 @@ pub(super) fn read(policy: &Policy, zone: &TimeZone) -> Result<Annotations, Vec<
     if !complaints.is_empty() {
         return Err(complaints);
     }
-    let text = |name| policy.annotation(name).map(Arc::from);
+    let text = |name| written.get(name).map(|text| Arc::from(*text));
     Ok(Annotations {
-        reference: PolicyRef { id: id.into(), reason: text("reason"), advice: text("advice") },
-        audit: policy.annotation("mode") == Some("audit"),
-        expires: policy.annotation("expires").and_then(|day| end_of_day(day, zone)),
+        reference: PolicyRef { id: Arc::from(*id), reason: text("reason"), advice: text("advice") },
+        audit: written.get("mode") == Some(&"audit"),
+        expires: written.get("expires").and_then(|day| end_of_day(day, zone)),
     })
 }
 

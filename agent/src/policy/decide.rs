@@ -278,6 +278,25 @@ mod tests {
     }
 
     #[test]
+    fn facts_that_are_no_entities_name_the_task() {
+        let mut facts = task();
+        facts.intent.parents.push(IntentFacts { id: "j".into(), parents: vec![facts.intent.clone()] });
+        let error = policies(PERMIT).prepare(&facts).unwrap_err();
+        assert!(error.to_string().contains("task `t`"), "{error}");
+    }
+
+    #[test]
+    fn where_tasks_know_an_agent_differently_the_younger_counts() {
+        let policies =
+            policies(r#"@id("p") permit (principal in AgentGroup::"g", action == Action::"read", resource);"#);
+        let class = policies.secret_class(&labels("secret/x"));
+        let mut child = TaskFacts { id: TaskId::from_text("child"), parent: Some(Arc::new(task())), ..task() };
+        assert_eq!(policies.decide(&policies.prepare(&child).unwrap(), &class, 0).effect, Effect::Allow);
+        child.agent.groups.clear();
+        assert_eq!(policies.decide(&policies.prepare(&child).unwrap(), &class, 0).effect, Effect::Deny);
+    }
+
+    #[test]
     fn the_authorizer_is_given_only_policies_whose_scope_can_match() {
         let policies = policies(
             r#"@id("any") permit (principal, action, resource is Secret);

@@ -97,7 +97,8 @@ pub(super) fn resource(class: &Class, parents: HashSet<EntityUid>) -> Result<Ent
     }
 }
 
-/// The entities of a task and of the tasks above it.
+/// The entities of a task and of the tasks above it. Where two tasks know an agent or an intent differently, as after a
+/// change of the registry, the younger task's knowledge counts.
 ///
 /// # Errors
 /// See [`BadEntity`]; the facts of a task that started make entities.
@@ -109,7 +110,7 @@ pub(super) fn chain(task: &TaskFacts) -> Result<Vec<Entity>, BadEntity> {
         let user = hop.on_behalf_of.iter().map(|user| Ok(user_entity(user)));
         for entity in made.into_iter().chain(intents).chain(user) {
             let entity = entity?;
-            entities.insert(entity.uid(), entity);
+            entities.entry(entity.uid()).or_insert(entity);
         }
     }
     Ok(entities.into_values().collect())
@@ -145,8 +146,8 @@ fn agent_entity(agent: &AgentFacts) -> Result<Entity, BadEntity> {
 
 fn intent_entities(intent: &IntentFacts) -> Vec<Entity> {
     let parents = intent.parents.iter().map(|parent| intent_uid(&parent.id)).collect();
-    let mut entities: Vec<Entity> = intent.parents.iter().flat_map(intent_entities).collect();
-    entities.push(Entity::new_no_attrs(intent_uid(&intent.id), parents));
+    let mut entities = vec![Entity::new_no_attrs(intent_uid(&intent.id), parents)];
+    entities.extend(intent.parents.iter().flat_map(intent_entities));
     entities
 }
 

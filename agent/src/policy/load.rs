@@ -51,7 +51,11 @@ impl Policies {
         }
         problems.extend(parsed.iter().filter_map(names_a_resource));
         let parsed = unique(parsed, &mut problems);
-        let warnings = validate(&schema, &parsed, &mut problems);
+        let mut warnings = validate(&schema, &parsed, &mut problems);
+        let place =
+            |problem: &Problem| (shipped.iter().chain(site).position(|file| file.name == problem.file), problem.line);
+        problems.sort_by_key(place);
+        warnings.sort_by_key(place);
         LoadErrors::unless_none(problems)?;
         assemble(schema, parsed, warnings, zone).map_err(LoadErrors::one)
     }
@@ -133,22 +137,18 @@ fn names_a_resource(parsed: &Parsed<'_>) -> Option<Problem> {
 
 /// Drops policies whose id is taken.
 fn unique<'a>(parsed: Vec<Parsed<'a>>, problems: &mut Vec<Problem>) -> Vec<Parsed<'a>> {
-    let mut places: HashMap<Arc<str>, String> = HashMap::new();
+    let mut places: HashMap<Arc<str>, (&PolicyText, SourceSpan)> = HashMap::new();
     let mut kept = Vec::with_capacity(parsed.len());
     for policy in parsed {
         let id = &policy.annotations.reference.id;
-        if let Some(first) = places.get(id) {
+        if let Some((file, span)) = places.get(id) {
             let message = format!("there is another policy with `@id(\"{id}\")`");
-            problems.push(Problem::at(
-                policy.file,
-                policy.span,
-                message,
-                format!("rename one; the first is at {first}"),
-            ));
+            let first = format!("{}:{}", file.name, line_of(&file.text, span.offset()));
+            let help = format!("rename one; the first is at {first}");
+            problems.push(Problem::at(policy.file, policy.span, message, help));
             continue;
         }
-        let line = line_of(&policy.file.text, policy.span.offset());
-        places.insert(Arc::clone(id), format!("{}:{line}", policy.file.name));
+        places.insert(Arc::clone(id), (policy.file, policy.span));
         kept.push(policy);
     }
     kept
@@ -164,10 +164,12 @@ fn validate(schema: &Schema, parsed: &[Parsed<'_>], problems: &mut Vec<Problem>)
     }
     let files: HashMap<&PolicyId, &PolicyText> = parsed.iter().map(|p| (p.policy.id(), p.file)).collect();
     let result = Validator::new(schema.clone()).validate(&set, ValidationMode::Strict);
-    let errors = result.validation_errors().map(|error| (error.policy_id(), error as &dyn Diagnostic));
-    problems.extend(errors.filter_map(|(id, error)| Some(Problem::from_cedar(files.get(id)?, error))));
-    let warnings = result.validation_warnings().map(|warning| (warning.policy_id(), warning as &dyn Diagnostic));
-    warnings.filter_map(|(id, warning)| Some(Problem::from_cedar(files.get(id)?, warning))).collect()
+    let problem = |id: &PolicyId, diagnostic: &dyn Diagnostic| match files.get(id) {
+        Some(file) => Problem::from_cedar(file, diagnostic),
+        None => Problem::general(id.as_ref(), diagnostic.to_string()),
+    };
+    problems.extend(result.validation_errors().map(|error| problem(error.policy_id(), error)));
+    result.validation_warnings().map(|warning| problem(warning.policy_id(), warning)).collect()
 }
 
 fn assemble(
@@ -180,9 +182,8 @@ fn assemble(
     let index = Index::new(parsed.iter().map(|parsed| &parsed.policy), &actions);
     let rules: Vec<Rule> = parsed.into_iter().map(Rule::from).collect();
     let attributes = rules.iter().fold(Attributes::default(), |all, rule| all.union(rule.reads.attributes));
-    let mut labels: Vec<Entity> = Vec::new();
     let placed: BTreeSet<&EntityUid> = rules.iter().flat_map(|rule| &rule.reads.placed).collect();
-    labels.extend(placed.into_iter().map(|uid| entity::label(uid.id().unescaped())));
+    let labels: Vec<Entity> = placed.into_iter().map(|uid| entity::label(uid.id().unescaped())).collect();
     Ok(Policies {
         id: LOADED.fetch_add(1, Ordering::Relaxed),
         authorizer: Authorizer::new(),

@@ -142,7 +142,7 @@ fn to_file(work: &Path, name: &str) -> OsString {
 fn accelerator() -> &'static str {
     let device = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
     let real = ["/sys/module/kvm_intel", "/sys/module/kvm_amd"].iter().any(|module| Path::new(module).exists());
-    if device.is_ok() && real { "kvm" } else { "tcg" }
+    if device.is_ok() && real { "kvm" } else { "tcg,thread=single" }
 }
 
 /// A kernel's complaint outweighs all else: what the command says after one is worth nothing.

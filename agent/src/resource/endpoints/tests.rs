@@ -1,3 +1,5 @@
+//! Tests of the endpoints catalogue.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Tests of the secrets catalogue.
+
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
