@@ -114,6 +114,8 @@ codes! {
         Revoked = 3 "revoked",
         /// Its deadline has passed. The kernel needs no such note: it compares the deadline itself.
         Expired = 4 "expired",
+        /// Its last process has gone; what its TCP connections hold may still leave until the deadline.
+        Draining = 5 "draining",
     }
 }
 

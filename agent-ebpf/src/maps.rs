@@ -48,7 +48,7 @@ pub static LEARNED: Array<Learned, 1> = Array::new();
 #[btf_map]
 pub static SETTINGS: Array<Settings, 1> = Array::new();
 
-/// Index 0: marked processes; 1: first contacts that wait. Written by the programs (atomically).
+/// Index 0: marked processes that were forked by marked ones; 1: first contacts that wait. Written by the programs (atomically).
 #[btf_map]
 pub static TOTALS: Array<i64, 2> = Array::new();
 

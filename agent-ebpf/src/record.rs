@@ -51,7 +51,13 @@ pub fn decided(action: Action, outcome: &Outcome, time: u64, who: &impl Who, wha
         Effect::WouldDeny => Counter::WouldDenied,
     });
     #[cfg(feature = "log")]
-    aya_log_ebpf::debug!((), "action {} effect {} reason {}", action.code(), outcome.effect.code(), outcome.reason.code());
+    aya_log_ebpf::debug!(
+        (),
+        "action {} effect {} reason {}",
+        action.code(),
+        outcome.effect.code(),
+        outcome.reason.code()
+    );
     let Some(mut entry) = RECORDS.reserve_untyped::<Decided>(0) else {
         count(match outcome.effect {
             Effect::Allow => Counter::RecordLostAllow,

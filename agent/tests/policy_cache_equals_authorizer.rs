@@ -239,7 +239,7 @@ impl Generator {
         let order = self.pick(&["<", "<=", ">", ">="]);
         let (instant, other) = (self.datetime(), self.datetime());
         let of_day = format!("duration(\"{}m\")", self.random.random_range(0..96) * 15);
-        match self.random.random_range(0..24) {
+        match self.random.random_range(0..36) {
             0 | 1 => format!("context.env.now {compare} {instant}"),
             2 => format!("{instant} {compare} context.env.now"),
             3 => format!("context.env.now {order} principal.expiresAt"),
@@ -613,7 +613,7 @@ fn compare_set(seed: u64, tally: &mut Tally) {
     let audited = if seed.is_multiple_of(3) { 25 } else { 0 };
     let mut generator = Generator { random: StdRng::seed_from_u64(seed), audited };
     let zone = TimeZone::get(generator.pick(ZONES)).unwrap();
-    let site: String = (0..generator.random.random_range(3..9)).map(|number| generator.policy(number)).collect();
+    let site: String = (0..generator.random.random_range(3..8)).map(|number| generator.policy(number)).collect();
     // Under the baseline most is denied, so every other set is without.
     let (schema, baseline) = (shipped().remove(0), shipped().remove(1));
     let built_in = if seed.is_multiple_of(2) { vec![schema, baseline.clone()] } else { vec![schema] };

@@ -49,7 +49,7 @@ fn fork(mark: &Mark, child: *const c_void) {
     // An update, not an insert: a stale mark of a reused id must not stand.
     let marked = PROCESSES.insert(child, Mark { start, ..*mark }, 0).is_ok();
     if marked {
-        count_process(mark.slot, 1);
+        count_process(mark.slot, 1, 1);
     }
     if full || !marked {
         // No more room: the family that asks for it dies. The child is marked out of the reserve; while the signal is
@@ -126,7 +126,8 @@ fn exit(tgid: u32, mark: &Mark, task: *const c_void) {
     if live > 0 || PROCESSES.remove(tgid).is_err() || mark.slot == SLOT_DAEMON {
         return;
     }
-    let remaining = count_process(mark.slot, -1);
+    // The daemon's own marks (start 0) were not counted in: it cannot add atomically.
+    let remaining = count_process(mark.slot, -1, if mark.start == 0 { 0 } else { -1 });
     let Some(mut entry) = RECORDS.reserve_untyped::<Exited>(0) else { return count(Counter::LifecycleLost) };
     let event = zeroed(&mut entry);
     (event.kind, event.time, event.remaining) = (KIND_EXITED, now(), remaining);
@@ -144,11 +145,11 @@ fn max_marks() -> i64 {
     SETTINGS.get(0).map_or(0, |settings| i64::from(settings.max_marks))
 }
 
-/// Counts a process in or out and returns how many the task has now.
+/// Counts a process of a task in or out, and among all those that were forked; returns how many the task has now.
 #[inline(always)]
-fn count_process(slot: u32, by: i64) -> i64 {
+fn count_process(slot: u32, by: i64, forked: i64) -> i64 {
     if let Some(live) = TOTALS.get_ptr_mut(LIVE) {
-        add(live, by);
+        add(live, forked);
     }
     match USAGE.get_ptr_mut(slot) {
         // SAFETY: a projection inside the map value.

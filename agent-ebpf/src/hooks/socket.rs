@@ -1,8 +1,8 @@
 //! Sockets: which kinds a marked process may make, the label that they carry, and the end of what they send.
 
 use agent_common::event::{Actor, Object};
-use agent_common::maps::{ConnectKey, FAMILY_V4, FAMILY_V6, Mark, SocketLabel};
-use agent_common::{Action, Counter, Effect, Mode, Reason, Source};
+use agent_common::maps::{ConnectKey, FAMILY_V4, FAMILY_V6, Mark, SocketLabel, TaskState};
+use agent_common::{Action, Counter, Effect, Mode, Reason, Source, TaskStatus};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::macros::{cgroup_skb, cgroup_sock, lsm};
 use aya_ebpf::programs::{LsmContext, SkBuffContext, SockContext};
@@ -119,11 +119,33 @@ pub fn egress(ctx: SkBuffContext) -> i32 {
     let (reason, mode) = match TASKS.get(label.slot) {
         Some(task) => match decide::over(task, label.epoch, time) {
             None => return ALLOW,
+            Some(_) if drains(&ctx, task, label, time) => return ALLOW,
             Some(reason) => (reason, if task.epoch == label.epoch { task.mode } else { Mode::Enforce.code() }),
         },
         None => (Reason::Undecidable, Mode::Enforce.code()),
     };
     drop_packet(&ctx, label, reason, mode, time)
+}
+
+/// Whether this is what a connection of a task that has just ended may still send: nobody is left who could write more,
+/// and a new connection by somebody who was given the socket is none of that.
+#[inline(always)]
+fn drains(ctx: &SkBuffContext, task: &TaskState, label: &SocketLabel, time: u64) -> bool {
+    let draining = task.status == TaskStatus::Draining.code() && task.epoch == label.epoch && time < task.deadline;
+    draining && is_tcp_without_syn(ctx)
+}
+
+#[inline(always)]
+fn is_tcp_without_syn(ctx: &SkBuffContext) -> bool {
+    const SYN: u8 = 2;
+    let first: u8 = ctx.load(0).unwrap_or(0);
+    let (protocol, header) = if first >> 4 == 4 {
+        (ctx.load::<u8>(9).unwrap_or(0), usize::from(first & 0xf) * 4)
+    } else {
+        // Extension headers would come before TCP's: such a packet is none of a plain connection's.
+        (ctx.load::<u8>(6).unwrap_or(0), 40)
+    };
+    protocol == IPPROTO_TCP as u8 && ctx.load::<u8>(header + 13).is_ok_and(|flags| flags & SYN == 0)
 }
 
 #[inline(always)]

@@ -29,7 +29,7 @@ pub(super) enum Attempt {
 }
 
 impl Attempt {
-    const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Tcp4,
         Self::Tcp6,
         Self::Udp4,
@@ -328,4 +328,41 @@ fn say<T>(attempt: Attempt, result: &io::Result<T>) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{} {text}", attempt.word())?;
     out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_travel_as_words() {
+        let targets = Targets::new(tempfile::tempdir().unwrap().path()).unwrap();
+        let addresses = targets.addresses();
+        let mut words = addresses.to_words();
+        words.push(addresses.secret.display().to_string());
+        let read = Addresses::from_words(&words).unwrap();
+        assert_eq!((read.tcp4, read.udp6, read.flow), (addresses.tcp4, addresses.udp6, addresses.flow));
+        assert_eq!(read.secret, addresses.secret);
+        assert!(Addresses::from_words(&words[1..]).is_none());
+    }
+
+    #[test]
+    fn a_flow_counts_as_cut_only_if_it_flowed_before() {
+        assert_eq!(egress("ok", "EPERM"), Outcome::Refused);
+        assert_eq!(egress("ok", "ok"), Outcome::Through);
+        assert_eq!(egress("ok", "timed out"), Outcome::Failed("timed out".into()));
+        assert!(matches!(egress("EPERM", "EPERM"), Outcome::Unavailable(_)));
+    }
+
+    #[test]
+    fn from_here_the_attempts_succeed() {
+        let directory = tempfile::tempdir().unwrap();
+        let targets = Targets::new(directory.path()).unwrap();
+        let addresses = targets.addresses();
+        for attempt in [Attempt::Tcp4, Attempt::Udp4, Attempt::Secret] {
+            assert!(addresses.try_one(attempt).is_ok(), "{attempt:?}");
+        }
+        drop(targets);
+        assert!(!addresses.secret.exists(), "nothing is left behind");
+    }
 }

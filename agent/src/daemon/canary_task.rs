@@ -16,6 +16,7 @@ use super::snapshot::{Known, Snapshot};
 use super::threads::now;
 use crate::domain::{AgentFacts, IntentFacts, LabelSet, Protocol, TaskFacts, TaskId};
 use crate::kernel::{MapError, Maps};
+use crate::policy::Prepared;
 
 /// The last slot.
 pub(super) const CANARY_SLOT: u32 = MAX_TASKS - 1;
@@ -73,10 +74,20 @@ fn publish(snapshot: &ArcSwap<Snapshot>, generation: u32) -> Result<(), DaemonEr
     let mut next = Snapshot::clone(&snapshot.load());
     let facts = Arc::new(facts());
     let prepared = next.policies.prepare(&facts).map_err(|error| DaemonError::Canary(chain(&error)))?;
+    warm_up(&next, &prepared);
     let known = Known { prepared, facts, generation, mode: Mode::Enforce };
     next.tasks.insert((CANARY_SLOT, EPOCH), Arc::new(known));
     snapshot.store(Arc::new(next));
     Ok(())
+}
+
+/// The authorizer sets itself up on its first question, which takes longer than a process should be held.
+fn warm_up(snapshot: &Snapshot, prepared: &Prepared) {
+    let at = now().millis();
+    let nowhere = ConnectKey { protocol: Protocol::Tcp.number(), family: FAMILY_V4, ..ConnectKey::zeroed() };
+    if let Some(endpoint) = snapshot.endpoint(&nowhere) {
+        snapshot.policies.decide(prepared, &snapshot.policies.endpoint_class(&endpoint), at);
+    }
 }
 
 fn set_up(maps: &mut Maps, targets: &Targets, generation: u32) -> Result<(), MapError> {

@@ -134,6 +134,7 @@ impl Evidence<'_> {
         let none = |path: &str, detail: &str| row(path, "none", CoverageState::NotCovered, detail);
         vec![
             none("unix sockets", "who listens is not asked yet: other services can act for an agent"),
+            none("sockets connected elsewhere", "a connected socket passed in by an unmarked process may send"),
             none("listening and accepting", "inbound connections are not decided; their task's end is enforced"),
             none(
                 "packets that leave for another address",
@@ -147,4 +148,57 @@ impl Evidence<'_> {
 
 fn row(path: &str, guard: &str, state: CoverageState, detail: &str) -> CoverageView {
     CoverageView { path: path.to_owned(), guard: guard.to_owned(), state, detail: detail.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::kernel::Fanotify;
+
+    fn all(outcome: &Outcome) -> BTreeMap<Attempt, Outcome> {
+        Attempt::ALL.iter().map(|&attempt| (attempt, outcome.clone())).collect()
+    }
+
+    fn table(canary: &BTreeMap<Attempt, Outcome>, guarding: &Guarding) -> Coverage {
+        Coverage::new(&Evidence { canary, guarding, lsm: &BpfLsm::Listed, lsm_refused: None })
+    }
+
+    fn state<'a>(coverage: &'a Coverage, path: &str) -> &'a CoverageView {
+        coverage.rows.iter().find(|row| row.path == path).unwrap()
+    }
+
+    #[test]
+    fn what_was_refused_is_enforced_and_nothing_else_is() {
+        let full = table(&all(&Outcome::Refused), &Guarding::Kernel);
+        assert_eq!((full.tier, full.missing()), (Tier::Full, None));
+        let others = [Outcome::Through, Outcome::Unavailable("x".into()), Outcome::Failed("x".into())];
+        for outcome in &others {
+            let coverage = table(&all(outcome), &Guarding::Kernel);
+            assert_eq!(coverage.tier, Tier::Reduced, "{outcome:?}");
+            for path in REQUIRED {
+                assert_eq!(state(&coverage, path).state, CoverageState::NotCovered, "{path}: {outcome:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn one_path_that_lets_through_is_named() {
+        let mut canary = all(&Outcome::Refused);
+        canary.insert(Attempt::Udp6, Outcome::Through);
+        let missing = table(&canary, &Guarding::Kernel).missing().unwrap();
+        assert_eq!(missing, "not enforced: datagram udp6 (the canary was not refused)");
+    }
+
+    #[test]
+    fn without_bpf_lsm_the_table_says_why() {
+        let Ok(group) = Fanotify::new() else { return };
+        let (canary, guarding) = (all(&Outcome::Refused), Guarding::Fanotify(Arc::new(group)));
+        let lsm = BpfLsm::NotListed("lockdown,yama".into());
+        let coverage = Coverage::new(&Evidence { canary: &canary, guarding: &guarding, lsm: &lsm, lsm_refused: None });
+        assert_eq!((coverage.tier, coverage.missing()), (Tier::Reduced, None));
+        let row = state(&coverage, "other socket families");
+        assert!(row.state == CoverageState::NotCovered && row.detail.contains("lockdown,yama"), "{}", row.detail);
+    }
 }

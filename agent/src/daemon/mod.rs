@@ -75,7 +75,7 @@ enum Input {
 /// [`DaemonError`]; nothing is left attached.
 pub fn run(flags: &Flags) -> Result<(), DaemonError> {
     if flags.check {
-        return Sources::read(&Config::load(flags)?).map(|_| ());
+        return check(&Config::load(flags)?);
     }
     start::check_host()?;
     let config = Config::load(flags)?;
@@ -83,8 +83,17 @@ pub fn run(flags: &Flags) -> Result<(), DaemonError> {
     runtime.map_err(|error| DaemonError::System("make the event loop", error))?.block_on(serve(config))
 }
 
+/// Says that there is nothing to say, but for warnings.
+fn check(config: &Config) -> Result<(), DaemonError> {
+    let sources = Sources::read(config)?;
+    sources.warn();
+    tracing::info!(policies = sources.policies.number_of_policies(), "no faults");
+    Ok(())
+}
+
 async fn serve(config: Config) -> Result<(), DaemonError> {
     let sources = Sources::read(&config)?;
+    sources.warn();
     let lock = start::lock(&config)?;
     let socket = config.runtime_dir.join("writd.sock");
     let listener = api::bind(&socket)?;
@@ -146,6 +155,7 @@ impl Loop {
     }
 
     async fn run(mut self) -> Result<(), DaemonError> {
+        self.daemon.record_ready();
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
         let why = loop {
             let input = self.next().await;
@@ -158,8 +168,8 @@ impl Loop {
     }
 
     async fn next(&mut self) -> Input {
+        // In no fixed order: a flood of records must not keep commands and deadlines waiting.
         tokio::select! {
-            biased;
             _ = self.terminate.recv() => Input::Stop("SIGTERM"),
             _ = self.interrupt.recv() => Input::Stop("SIGINT"),
             _ = self.hangup.recv() => Input::Reload,
@@ -179,7 +189,7 @@ impl Loop {
                 Ok(event) => self.daemon.kernel_event(event),
                 Err(_) => self.daemon.lost(Cause::Undecodable, 1),
             }),
-            Input::Note(note) => self.daemon.decision(&note),
+            Input::Note(note) => self.daemon.noted(&note),
             Input::Command(command) => self.command(command),
             Input::Changed => self.watcher.note_change(),
             Input::Scanned(rescan) => self.scanned(rescan),

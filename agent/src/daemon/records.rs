@@ -70,6 +70,14 @@ impl Daemon {
         });
     }
 
+    /// A decision that the kernel has neither recorded nor counted.
+    pub(super) fn noted(&mut self, note: &Note) {
+        if note.actor.slot != CANARY_SLOT {
+            *self.noted.entry(note.effect).or_default() += 1;
+        }
+        self.decision(note);
+    }
+
     /// Records one decision.
     pub(super) fn decision(&mut self, note: &Note) {
         let Actor { slot, epoch, .. } = note.actor;

@@ -53,7 +53,7 @@ impl Watcher {
         let (sender, events) = mpsc::channel(1);
         let changed_configuration = Arc::new(std::sync::Mutex::new(None));
         let directories = [config.config_dir.clone(), config.policies_dir.clone()];
-        let handler = handler(sender, Arc::clone(&changed_configuration), directories.to_vec());
+        let handler = handler(sender, Arc::clone(&changed_configuration), directories.clone());
         let inotify = notify::recommended_watcher(handler).inspect_err(
             |error| tracing::warn!(%error, "file changes are not noticed at once; send SIGHUP after a change"),
         );
@@ -154,14 +154,19 @@ async fn finished(running: &mut Option<JoinHandle<Rescan>>) -> Result<Rescan, Jo
 fn handler(
     sender: mpsc::Sender<()>,
     configuration: Arc<std::sync::Mutex<Option<Instant>>>,
-    directories: Vec<PathBuf>,
+    [configuration_dir, policies_dir]: [PathBuf; 2],
 ) -> impl Fn(notify::Result<notify::Event>) + Send + 'static {
     move |event| {
         let Ok(event) = event else { return };
         if matches!(event.kind, notify::EventKind::Access(_)) {
             return;
         }
-        let ours = |path: &PathBuf| directories.iter().any(|dir| path == dir || path.parent() == Some(dir));
+        let ours = |path: &PathBuf| {
+            let named = |directory: &PathBuf, extension| {
+                path.parent() == Some(directory) && path.extension().is_some_and(|own| own == extension)
+            };
+            *path == policies_dir || named(&configuration_dir, "toml") || named(&policies_dir, "cedar")
+        };
         if event.paths.iter().any(ours) {
             *configuration.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(Instant::now());
         }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use jiff::tz::TimeZone;
 
 use super::DaemonError;
+use super::threads::now;
 use crate::config::{Config, Homes};
 use crate::policy::{self, Policies};
 use crate::resource::{Endpoints, Secrets, endpoints, homes, secrets};
@@ -33,6 +34,13 @@ impl Sources {
             endpoints: Arc::new(endpoints(&config.endpoints_file())?),
             policies: Arc::new(policies(&config.policies_dir)?),
         })
+    }
+
+    /// Logs what is not wrong but deserves a look.
+    pub(super) fn warn(&self) {
+        for problem in self.policies.warnings(now().millis()) {
+            tracing::warn!("{}", problem.report.trim_end());
+        }
     }
 }
 

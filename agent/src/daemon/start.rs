@@ -131,7 +131,6 @@ pub(super) fn start(config: Config, sources: Sources, lock: File) -> Result<Star
         Parts { config, kernel, maps, shared, classes, protection, guarding, coverage, recorder, table, generation };
     let mut daemon = Daemon::new(parts, sources.registry, sources.secrets);
     daemon.dismiss_canary(&targets);
-    daemon.record_ready();
     Ok(Started { daemon, records, notes, threads, lock })
 }
 
@@ -316,7 +315,8 @@ impl Daemon {
         self.shared.snapshot.store(Arc::new(snapshot));
     }
 
-    fn record_ready(&mut self) {
+    /// To be called once everything is listened to.
+    pub(super) fn record_ready(&mut self) {
         let coverage =
             record::Coverage { tier: self.coverage.tier, paths: self.coverage.paths(), generation: self.generation };
         let policies = self.shared.snapshot.load().policies.number_of_policies();

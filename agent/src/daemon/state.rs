@@ -18,8 +18,8 @@ use crate::api::types::{MarkTarget, OpenTask};
 use crate::api::{ErrorBody, ErrorCode, Peer};
 use crate::config::Config;
 use crate::decision::Rows;
-use crate::domain::UnixMillis;
 use crate::domain::clock::BootClock;
+use crate::domain::{Effect, UnixMillis};
 use crate::kernel::{Kernel, Maps};
 use crate::process::{CgroupPaths, Lineage, snapshot};
 use crate::record::{Event, PolicyLoaded, Recorder, TaskOver, TaskRef, TaskStarted};
@@ -28,8 +28,8 @@ use crate::task::open::OpenError;
 use crate::task::table::state;
 use crate::task::{FindError, KnownLabels, Now, Registry, Task, TaskRequest, TaskTable};
 
-/// How long the sockets of a task whose last process has gone may still send what was written: nanoseconds. Nobody is
-/// left to write more; after a revocation or an expiry there is no such time.
+/// How long the TCP connections of a task whose last process has gone may still send what was written: nanoseconds. Nobody
+/// is left to write more; after a revocation or an expiry there is no such time.
 const DRAIN: u64 = 2_000_000_000;
 
 /// A task whose processes are gone and whose sockets drain.
@@ -67,6 +67,8 @@ pub(super) struct Daemon {
     /// Losses by cause since the start.
     pub(super) losses: std::collections::BTreeMap<String, u64>,
     pub(super) rates: super::status::Rates,
+    /// Decisions that the kernel's counters do not know of: fanotify's, and those of audit mode.
+    pub(super) noted: HashMap<Effect, u64>,
     draining: Vec<Draining>,
 }
 
@@ -111,6 +113,7 @@ impl Daemon {
             told: HashMap::new(),
             losses: std::collections::BTreeMap::new(),
             rates: super::status::Rates::default(),
+            noted: HashMap::new(),
             draining: Vec::new(),
         }
     }
@@ -236,7 +239,7 @@ impl Daemon {
     pub(super) fn last_process_gone(&mut self, slot: u32, epoch: u32) {
         let Some(task) = self.table.finish(slot, epoch, TaskStatus::Ended, instant()).cloned() else { return };
         let until = task.deadline.min(now().boot.saturating_add(DRAIN));
-        let drains = TaskState { deadline: until, status: TaskStatus::Active.code(), ..state(&task) };
+        let drains = TaskState { deadline: until, status: TaskStatus::Draining.code(), ..state(&task) };
         self.put_state(slot, drains);
         self.draining.push(Draining { slot, epoch, until });
         self.record_over(&task, "its last process has gone");
@@ -310,6 +313,7 @@ impl Daemon {
 
     /// Brings new sources into force for every task: prepared, published, rows filled, and only then named to the kernel.
     pub(super) fn adopt(&mut self, sources: Sources) -> Result<(), String> {
+        sources.warn();
         let generation = self.generation.wrapping_add(1).max(1);
         let snapshot = self.shared.snapshot.load_full();
         let mut next = Snapshot {

@@ -9,7 +9,7 @@ use super::state::Daemon;
 use crate::api::types::{
     CountsView, LabelsView, PoliciesView, RatesView, ReloadView, StatusView, TaskTotals, TaskView, TasksView,
 };
-use crate::domain::{Label, LabelSet};
+use crate::domain::{Effect, Label, LabelSet};
 use crate::record::Tier;
 use crate::task::Task;
 
@@ -48,10 +48,21 @@ fn per_second(count: u64, seconds: f64) -> f64 {
 impl Daemon {
     /// To be called once in a while.
     pub(super) fn measure(&mut self) {
-        let count = |counter| self.maps.counter(counter);
+        let count = |counter| self.counter(counter);
         let denies = count(Counter::Denied);
         let decisions = denies + count(Counter::Allowed) + count(Counter::WouldDenied);
         self.rates.update(Instant::now(), decisions, denies);
+    }
+
+    /// A kernel counter, with what was decided out here.
+    fn counter(&self, counter: Counter) -> u64 {
+        let noted = match counter {
+            Counter::Allowed => self.noted.get(&Effect::Allow),
+            Counter::Denied => self.noted.get(&Effect::Deny),
+            Counter::WouldDenied => self.noted.get(&Effect::WouldDeny),
+            _ => None,
+        };
+        self.maps.counter(counter).saturating_add(noted.copied().unwrap_or(0))
     }
 
     pub(super) fn status(&self) -> StatusView {
@@ -74,7 +85,7 @@ impl Daemon {
             },
             processes: self.table.held().map(|task| self.processes(task)).sum(),
             rates: RatesView { decisions_per_s: self.rates.decisions, denies_per_s: self.rates.denies },
-            counters: Counter::ALL.iter().map(|c| (c.as_str().to_owned(), self.maps.counter(*c))).collect(),
+            counters: Counter::ALL.iter().map(|c| (c.as_str().to_owned(), self.counter(*c))).collect(),
             losses: self.losses.clone(),
             memory_kib: resident_kib(),
         }
