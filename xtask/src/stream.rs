@@ -20,6 +20,11 @@ pub(crate) fn run(command: &mut Command, limit: Duration) -> Result<Streamed> {
     run_into(command, limit, &mut std::io::stdout())
 }
 
+/// The same, but the output is only kept.
+pub(crate) fn run_quietly(command: &mut Command, limit: Duration) -> Result<Streamed> {
+    run_into(command, limit, &mut std::io::sink())
+}
+
 fn run_into(command: &mut Command, limit: Duration, out: &mut dyn Write) -> Result<Streamed> {
     let program = command.get_program().to_string_lossy().into_owned();
     let started = Instant::now();

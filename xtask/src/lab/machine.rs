@@ -21,6 +21,10 @@ pub(crate) const LSM: &str = "landlock,lockdown,yama,integrity,apparmor,bpf";
 #[derive(Debug, Clone)]
 pub(crate) struct Machine {
     pub(crate) kernel: Kernel,
+    /// Names its log among those of other machines with this kernel.
+    pub(crate) name: String,
+    /// Whether its output is shown as it comes; else the caller shows it whole.
+    pub(crate) live: bool,
     /// The kernel's `lsm=` list.
     pub(crate) lsm: String,
     pub(crate) cpus: u32,
@@ -87,7 +91,9 @@ impl Machine {
     /// A machine as tests use it.
     pub(crate) fn new(kernel: Kernel) -> Self {
         let limit = Duration::from_secs(120);
-        Self { kernel, lsm: LSM.to_owned(), cpus: 2, memory: 1024, limit, append: Vec::new(), qemu: Vec::new() }
+        let name = kernel.name.clone();
+        let (append, qemu) = (Vec::new(), Vec::new());
+        Self { kernel, name, live: true, lsm: LSM.to_owned(), cpus: 2, memory: 1024, limit, append, qemu }
     }
 
     /// Boots the guest and waits for its end.
@@ -95,13 +101,15 @@ impl Machine {
         let work = tempfile::tempdir().context("cannot make a temporary directory")?;
         guest.write(&self.kernel, &work.path().join("initramfs"))?;
         let started = Instant::now();
-        let streamed = stream::run(&mut self.qemu(work.path()), self.limit)?;
+        let mut qemu = self.qemu(work.path());
+        let streamed =
+            if self.live { stream::run(&mut qemu, self.limit)? } else { stream::run_quietly(&mut qemu, self.limit)? };
         let read = |name: &str| -> String {
             let bytes = std::fs::read(work.path().join(name)).unwrap_or_default();
             String::from_utf8_lossy(&bytes).into_owned()
         };
         let log = read("log");
-        let log_file = repo::lab().join(format!("{}.log", self.kernel.name));
+        let log_file = repo::lab().join(format!("{}.log", self.name));
         std::fs::write(&log_file, &log).with_context(|| format!("cannot write `{}`", log_file.display()))?;
         let verdict = judge(streamed.status.is_some(), &read("status"), &log);
         Ok(Ending { verdict, output: streamed.output, log: log::end(&log, 40), log_file, duration: started.elapsed() })

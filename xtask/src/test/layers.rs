@@ -25,6 +25,9 @@ const GUEST_LIMIT: Duration = Duration::from_secs(30 * 60);
 /// What the suite needs, itself included.
 const PROGRAMS: [&str; 4] = ["writ-tests", "writ-probe", "writd", "writ"];
 
+/// Where their copies for guests are, in the lab.
+const STRIPPED: &str = "binaries";
+
 /// What a machine is declared to offer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Tier {
@@ -96,16 +99,19 @@ impl Plan {
         Ok(self.judged(layer))
     }
 
-    /// The privileged suite in a virtual machine; the reduced tier is a boot without `bpf` in `lsm=`.
+    /// The privileged suite in a virtual machine; the reduced tier is a boot without `bpf` in `lsm=`. Its output is shown
+    /// whole at the end, since other machines run at the same time.
     pub(crate) fn guest(&self, kernel: Kernel, tier: Tier) -> Result<Layer> {
-        progress(format!("privileged suite on kernel {}, tier {tier}", kernel.name));
         let name = format!("{}, {tier}", kernel.name);
+        progress(format!("privileged suite on kernel {name}"));
         let lsm = match tier {
             Tier::Full => LSM.to_owned(),
             Tier::Reduced => without_bpf(LSM),
         };
-        let machine = Machine { lsm, limit: GUEST_LIMIT, ..Machine::new(kernel) };
+        let log = format!("{}-{tier}", kernel.name);
+        let machine = Machine { lsm, limit: GUEST_LIMIT, name: log, live: false, ..Machine::new(kernel) };
         let ending = machine.run(&self.in_guest(tier)?)?;
+        println!("\nprivileged suite on kernel {name}\n{}", ending.output.trim_end());
         vm::report(&machine, &ending);
         let mut layer = Layer::of_suite(&name, &ending.output, ending.duration);
         if ending.verdict != Verdict::Status(0) {
@@ -115,7 +121,7 @@ impl Plan {
     }
 
     fn in_guest(&self, tier: Tier) -> Result<Guest> {
-        let binaries = self.stripped()?;
+        let binaries = repo::lab().join(STRIPPED);
         let suite = binaries.join("writ-tests").to_string_lossy().into_owned();
         let files = [binaries.clone(), repo::at("policies")];
         Ok(Guest {
@@ -129,14 +135,14 @@ impl Plan {
         })
     }
 
-    /// Copies without debug information, which would only fill the guest's memory.
-    fn stripped(&self) -> Result<PathBuf> {
-        let directory = repo::lab().join("binaries");
+    /// Makes copies for the guests without debug information, which would only fill their memory.
+    pub(crate) fn strip(&self) -> Result<()> {
+        let directory = repo::lab().join(STRIPPED);
         std::fs::create_dir_all(&directory).with_context(|| format!("cannot make `{}`", directory.display()))?;
         for name in PROGRAMS {
             strip(&self.binaries.join(name), &directory.join(name))?;
         }
-        Ok(directory)
+        Ok(())
     }
 
     fn arguments(&self, tier: Tier) -> Vec<String> {

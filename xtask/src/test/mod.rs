@@ -4,9 +4,12 @@ mod layers;
 mod results;
 mod table;
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 
 use self::layers::{Plan, Tier};
 use self::results::Layer;
@@ -45,15 +48,34 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         layers.push(plan.units()?);
         layers.push(plan.host(options.host_tier)?);
     }
-    for guest in guests {
-        layers.push(match guest.kernel {
-            Ok(kernel) => plan.guest(kernel, guest.tier)?,
-            Err(reason) => Layer::skipped(&guest.name, reason),
-        });
-    }
+    layers.extend(in_guests(&plan, guests)?);
     print!("{}", table::render(&layers));
     let good = layers.iter().all(Layer::is_good);
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs the guests, as many at a time as there are processors: each is emulated on one.
+fn in_guests(plan: &Plan, guests: Vec<GuestPlan>) -> Result<Vec<Layer>> {
+    if guests.is_empty() {
+        return Ok(Vec::new());
+    }
+    plan.strip()?;
+    let waiting = Mutex::new(guests.into_iter().enumerate());
+    let done = Mutex::new(BTreeMap::new());
+    let work = || -> Result<()> {
+        // Taken in a statement of its own, so that the lock is not held while the guest runs.
+        while let Some((number, guest)) = { waiting.lock().unwrap_or_else(PoisonError::into_inner).next() } {
+            let layer = guest.run(plan)?;
+            done.lock().unwrap_or_else(PoisonError::into_inner).insert(number, layer);
+        }
+        Ok(())
+    };
+    let workers = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().map_err(|_| anyhow!("a test thread panicked"))?)
+    })?;
+    Ok(done.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().collect())
 }
 
 /// A virtual machine to test in.
@@ -62,6 +84,15 @@ struct GuestPlan {
     tier: Tier,
     /// The kernel, or why it cannot be had although it may be missing.
     kernel: Result<Kernel, String>,
+}
+
+impl GuestPlan {
+    fn run(self, plan: &Plan) -> Result<Layer> {
+        match self.kernel {
+            Ok(kernel) => plan.guest(kernel, self.tier),
+            Err(reason) => Ok(Layer::skipped(&self.name, reason)),
+        }
+    }
 }
 
 /// The machines for what `--kernels` says, with their kernels at hand.
