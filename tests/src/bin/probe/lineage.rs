@@ -6,7 +6,6 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use nix::errno::Errno;
-
 use nix::sched::{CloneFlags, clone};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::{ForkResult, Pid, Uid, fork, pipe, setsid, setuid};
@@ -41,8 +40,7 @@ fn leave() -> ! {
     unsafe { libc::_exit(0) }
 }
 
-/// # Safety of the forks in this file
-/// Each is made while this process has one thread, so the child has a whole copy of a consistent program.
+/// Forks are made while one thread runs (others wait for it or are gone), so the child has a whole copy of a program at rest.
 fn forked(child: impl FnOnce()) -> Attempt<Pid> {
     // SAFETY: one thread; see above.
     match unsafe { fork() }? {
