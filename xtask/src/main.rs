@@ -1,8 +1,10 @@
 //! `cargo xtask`: sets up, builds and checks the project, and runs its tests here and in virtual machines.
 
+mod bench;
 mod build;
 mod check;
 mod command;
+mod demo;
 mod ebpf;
 mod lab;
 mod repo;
@@ -34,6 +36,8 @@ enum Verb {
     Tidy,
     Vm(vm::Options),
     Test(test::Options),
+    Demo(demo::Options),
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
@@ -52,8 +56,10 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Build(options) => build::run(&options)?,
         Verb::Check => check::run_all()?,
         Verb::Tidy => tidy::run()?,
+        Verb::Bench(options) => bench::run(&options)?,
         Verb::Vm(options) => return vm::run(options),
         Verb::Test(options) => return test::run(&options),
+        Verb::Demo(options) => return demo::run(&options),
     }
     Ok(ExitCode::SUCCESS)
 }

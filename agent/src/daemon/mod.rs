@@ -4,6 +4,7 @@ mod canary;
 mod canary_task;
 mod coverage;
 mod error;
+mod over;
 mod protect;
 mod records;
 mod reload;
@@ -185,10 +186,7 @@ impl Loop {
     /// Carries out one input. Returns why to stop, if so.
     fn take(&mut self, input: Input) -> Option<Result<&'static str, DaemonError>> {
         match input {
-            Input::Kernel(events) => events.into_iter().for_each(|event| match event {
-                Ok(event) => self.daemon.kernel_event(event),
-                Err(_) => self.daemon.lost(Cause::Undecodable, 1),
-            }),
+            Input::Kernel(events) => self.kernel_events(events),
             Input::Note(note) => self.daemon.noted(&note),
             Input::Command(command) => self.command(command),
             Input::Changed => self.watcher.note_change(),
@@ -202,6 +200,19 @@ impl Loop {
             Input::Ended(what) => return Some(Err(DaemonError::Ended(what))),
         }
         None
+    }
+
+    fn kernel_events(&mut self, events: Vec<Result<KernelEvent, DecodeError>>) {
+        // What a process was answered comes before the news that it has gone.
+        while let Ok(note) = self.notes.try_recv() {
+            self.daemon.noted(&note);
+        }
+        for event in events {
+            match event {
+                Ok(event) => self.daemon.kernel_event(event),
+                Err(_) => self.daemon.lost(Cause::Undecodable, 1),
+            }
+        }
     }
 
     fn tick(&mut self) -> Option<Result<&'static str, DaemonError>> {

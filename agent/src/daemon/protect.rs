@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -125,8 +125,8 @@ impl Protection {
     }
 
     fn protect(&mut self, maps: &mut Maps, found: &Protected, directory: bool) -> Result<(), String> {
-        let file = hold(&found.path).map_err(|error| error.to_string())?;
-        let keys = self.guard(maps, found, directory)?;
+        let file = hold(found)?;
+        let keys = self.guard(maps, found, &file, directory)?;
         for key in &keys {
             self.paths.insert(*key, found.path.clone());
         }
@@ -140,16 +140,17 @@ impl Protection {
         Ok(())
     }
 
-    fn guard(&self, maps: &mut Maps, found: &Protected, directory: bool) -> Result<Vec<FileKey>, String> {
+    /// By the descriptor that is held, not by the path: whoever swaps something on the way changes nothing.
+    fn guard(&self, maps: &mut Maps, found: &Protected, file: &File, directory: bool) -> Result<Vec<FileKey>, String> {
+        let held = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
         match &self.guarding {
             Guarding::Kernel => {
-                let keys = learn::learn(maps, &found.path).map_err(|error| chain(&error))?;
+                let keys = learn::learn(maps, &held).map_err(|error| chain(&error))?;
                 keys.iter().try_for_each(|key| put(maps, *key, found.class, directory)).map_err(|e| chain(&e))?;
                 Ok(keys)
             }
             Guarding::Fanotify(group) => {
-                let watched =
-                    if directory { group.watch_directory(&found.path) } else { group.watch_file(&found.path) };
+                let watched = if directory { group.watch_directory(&held) } else { group.watch_file(&held) };
                 watched.map_err(|error| chain(&error))?;
                 Ok(vec![FileKey { device: found.device, inode: found.inode }])
             }
@@ -190,8 +191,17 @@ fn put(maps: &mut Maps, key: FileKey, class: u32, directory: bool) -> Result<(),
     map.put(key, class)
 }
 
-fn hold(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC).open(path)
+/// Takes hold of what the scan found; what is there now may be something else.
+fn hold(found: &Protected) -> Result<File, String> {
+    let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+    let file =
+        OpenOptions::new().read(true).custom_flags(flags).open(&found.path).map_err(|error| error.to_string())?;
+    let meta = file.metadata().map_err(|error| error.to_string())?;
+    if (meta.dev(), meta.ino()) == (found.device, found.inode) {
+        Ok(file)
+    } else {
+        Err("it was replaced during the scan; the next scan takes it in".to_owned())
+    }
 }
 
 /// An error and what caused it, on one line.

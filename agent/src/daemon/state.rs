@@ -10,6 +10,7 @@ use bytemuck::Zeroable;
 use jiff::Timestamp;
 
 use super::coverage::Coverage;
+use super::over::Draining;
 use super::protect::{Guarding, Protection, chain};
 use super::snapshot::{Known, Snapshot};
 use super::sources::Sources;
@@ -22,22 +23,11 @@ use crate::domain::clock::BootClock;
 use crate::domain::{Effect, UnixMillis};
 use crate::kernel::{Kernel, Maps};
 use crate::process::{CgroupPaths, Lineage, snapshot};
-use crate::record::{Event, PolicyLoaded, Recorder, TaskOver, TaskRef, TaskStarted};
+use crate::record::{Event, PolicyLoaded, Recorder, TaskRef, TaskStarted};
 use crate::resource::{ClassTable, Secrets};
 use crate::task::open::OpenError;
 use crate::task::table::state;
 use crate::task::{FindError, KnownLabels, Now, Registry, Task, TaskRequest, TaskTable};
-
-/// How long the TCP connections of a task whose last process has gone may still send what was written: nanoseconds. Nobody
-/// is left to write more; after a revocation or an expiry there is no such time.
-const DRAIN: u64 = 2_000_000_000;
-
-/// A task whose processes are gone and whose sockets drain.
-struct Draining {
-    slot: u32,
-    epoch: u32,
-    until: u64,
-}
 
 /// All state. Owned by the one loop.
 pub(super) struct Daemon {
@@ -69,7 +59,7 @@ pub(super) struct Daemon {
     pub(super) rates: super::status::Rates,
     /// Decisions that the kernel's counters do not know of: fanotify's, and those of audit mode.
     pub(super) noted: HashMap<Effect, u64>,
-    draining: Vec<Draining>,
+    pub(super) draining: Vec<Draining>,
 }
 
 /// What [`Daemon::new`] takes beside the sources.
@@ -216,76 +206,7 @@ impl Daemon {
         Ok(self.table.by_mark(task.slot, task.epoch).unwrap_or(&task).clone())
     }
 
-    /// Expires what is due, ends what has no process left, and frees the slots of what has drained.
-    pub(super) fn sweep(&mut self) {
-        for task in self.table.expire(instant()) {
-            self.take_down(&task, TaskStatus::Expired);
-            self.record_over(&task, "its time ran out");
-        }
-        let empty = |task: &&Task| self.maps.usage.get(task.slot).processes <= 0;
-        let gone: Vec<(u32, u32, TaskStatus)> =
-            self.table.held().filter(empty).map(|task| (task.slot, task.epoch, task.status)).collect();
-        for (slot, epoch, status) in gone {
-            match status {
-                TaskStatus::Active => self.last_process_gone(slot, epoch),
-                _ if self.draining.iter().any(|other| (other.slot, other.epoch) == (slot, epoch)) => {}
-                _ => self.release(slot, epoch),
-            }
-        }
-        self.end_drained();
-    }
-
-    /// The last marked process of a task is gone: it has ended, and what its sockets hold may still leave.
-    pub(super) fn last_process_gone(&mut self, slot: u32, epoch: u32) {
-        let Some(task) = self.table.finish(slot, epoch, TaskStatus::Ended, instant()).cloned() else { return };
-        let until = task.deadline.min(now().boot.saturating_add(DRAIN));
-        let drains = TaskState { deadline: until, status: TaskStatus::Draining.code(), ..state(&task) };
-        self.put_state(slot, drains);
-        self.draining.push(Draining { slot, epoch, until });
-        self.record_over(&task, "its last process has gone");
-    }
-
-    fn end_drained(&mut self) {
-        let at = now().boot;
-        let (over, still): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.draining).into_iter().partition(|task| task.until <= at);
-        self.draining = still;
-        for Draining { slot, epoch, .. } in over {
-            if let Some(task) = self.table.by_mark(slot, epoch).cloned() {
-                self.take_down(&task, TaskStatus::Ended);
-            }
-            self.release(slot, epoch);
-        }
-    }
-
-    pub(super) fn finish(&mut self, slot: u32, epoch: u32, status: TaskStatus, why: &str) {
-        let Some(task) = self.table.finish(slot, epoch, status, instant()).cloned() else { return };
-        self.take_down(&task, status);
-        self.record_over(&task, why);
-    }
-
-    /// The kernel first: from here on nothing goes.
-    fn take_down(&mut self, task: &Task, status: TaskStatus) {
-        self.put_state(task.slot, TaskState { status: status.code(), ..state(task) });
-    }
-
-    fn put_state(&mut self, slot: u32, state: TaskState) {
-        if let Err(error) = self.maps.tasks.put(slot, state) {
-            // The kernel goes on with the old state, whose deadline still holds.
-            tracing::error!(error = chain(&error), slot, "a task's state could not be changed");
-        }
-    }
-
-    fn release(&mut self, slot: u32, epoch: u32) {
-        let _ = self.table.finish(slot, epoch, TaskStatus::Ended, instant());
-        self.table.release(slot, epoch);
-        let _ = self.publish(|snapshot| {
-            snapshot.tasks.remove(&(slot, epoch));
-            Ok(())
-        });
-    }
-
-    fn publish(&self, change: impl FnOnce(&mut Snapshot) -> Result<(), String>) -> Result<(), String> {
+    pub(super) fn publish(&self, change: impl FnOnce(&mut Snapshot) -> Result<(), String>) -> Result<(), String> {
         let mut snapshot = Snapshot::clone(&self.shared.snapshot.load());
         change(&mut snapshot)?;
         self.shared.snapshot.store(Arc::new(snapshot));
@@ -401,24 +322,6 @@ impl Daemon {
         self.recorder.record(Timestamp::now(), Event::TaskStarted(Box::new(event)));
     }
 
-    fn record_over(&mut self, task: &Task, why: &str) {
-        let Some(reference) = self.reference(task.slot, task.epoch) else { return };
-        let counts = self.table.by_mark(task.slot, task.epoch).map_or(task.counts, |task| task.counts);
-        let over = Box::new(TaskOver {
-            task: reference,
-            why: why.to_owned(),
-            allowed: counts.allowed,
-            denied: counts.denied,
-            would_denied: counts.would_denied,
-        });
-        let event = match task.status {
-            TaskStatus::Revoked => Event::TaskRevoked(over),
-            TaskStatus::Expired => Event::TaskExpired(over),
-            _ => Event::TaskEnded(over),
-        };
-        self.recorder.record(Timestamp::now(), event);
-    }
-
     /// What records say of a task, made once.
     pub(super) fn reference(&mut self, slot: u32, epoch: u32) -> Option<Arc<TaskRef>> {
         if self.refs.len() > 2 * usize::try_from(agent_common::maps::MAX_TASKS).unwrap_or(usize::MAX) {
@@ -441,7 +344,7 @@ fn add_task(snapshot: &mut Snapshot, task: &Task) -> Result<(), String> {
     Ok(())
 }
 
-fn instant() -> Now {
+pub(super) fn instant() -> Now {
     let now = now();
     Now { boot: now.boot, wall: now.millis() }
 }

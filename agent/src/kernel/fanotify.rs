@@ -94,14 +94,7 @@ impl Fanotify {
         self.mark(path, MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_ONLYDIR, mask)
     }
 
-    /// Stops watching; that it was not watched, or is gone, is no error.
-    pub fn unwatch(&self, path: &Path) {
-        let mask = permissions() | MaskFlags::FAN_EVENT_ON_CHILD | MaskFlags::FAN_ONDIR;
-        let _ = self.mark(path, MarkFlags::FAN_MARK_REMOVE, mask);
-    }
-
     fn mark(&self, path: &Path, flags: MarkFlags, mask: MaskFlags) -> Result<(), FanotifyError> {
-        let flags = flags | MarkFlags::FAN_MARK_DONT_FOLLOW;
         self.0
             .mark(flags, mask, nix::fcntl::AT_FDCWD, Some(path))
             .map_err(|error| FanotifyError::Mark(path.display().to_string(), error))
@@ -110,16 +103,21 @@ impl Fanotify {
     /// Answers everybody who waits: `allow` decides. Returns how many events were read.
     ///
     /// # Errors
-    /// An error of read(2), or of write(2) for an answer; the kernel keeps such an opener waiting until the group closes.
+    /// That of read(2), or the last one of write(2) for an answer: the kernel keeps such an opener waiting until the group
+    /// closes.
     pub fn answer(&self, mut allow: impl FnMut(&Opened<'_>) -> bool) -> io::Result<usize> {
         let events = match self.0.read_events() {
             Err(nix::Error::EAGAIN) => return Ok(0),
             other => other?,
         };
+        // All of them, whatever becomes of one: who is not answered waits.
+        let mut result = Ok(events.len());
         for event in &events {
-            self.answer_one(event, &mut allow)?;
+            if let Err(error) = self.answer_one(event, &mut allow) {
+                result = Err(error);
+            }
         }
-        Ok(events.len())
+        result
     }
 
     fn answer_one(&self, event: &FanotifyEvent, allow: &mut impl FnMut(&Opened<'_>) -> bool) -> io::Result<()> {
