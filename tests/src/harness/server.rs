@@ -125,7 +125,7 @@ impl Servers {
 pub(crate) fn endpoint(label: &str, protocol: &str, address: SocketAddr) -> String {
     let (ip, port) = (address.ip(), address.port());
     format!(
-        "[[endpoint]]\nname = \"test-{protocol}-{port}\"\nlabels = [\"{label}\"]\ncidrs = [\"{ip}\"]\n\
+        "[[endpoint]]\nname = \"test {protocol} {address}\"\nlabels = [\"{label}\"]\ncidrs = [\"{ip}\"]\n\
          ports = [{port}]\nprotocols = [\"{protocol}\"]\n"
     )
 }

@@ -6,12 +6,11 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use nix::errno::Errno;
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, clone, setns, unshare};
+use nix::sched::{CloneFlags, clone};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::{ForkResult, Pid, Uid, fork, pipe, setsid, setuid};
 
-use crate::net::{errno, plain_socket};
+use crate::net::errno;
 use crate::{Attempt, State, attempt, number, perform, say};
 
 /// `None` if the first word is no wrapper.
@@ -27,20 +26,10 @@ pub(super) fn wrap(state: &mut State, words: &[&str]) -> Option<Attempt> {
         ["with-pid", pid, ref rest @ ..] => with_pid(number(pid), rest),
         ["setuid-exec", path, ref rest @ ..] => setuid_exec(path, rest),
         ["as-root", ref rest @ ..] => as_root(state, rest),
-        ["userns", ref rest @ ..] => in_new(CloneFlags::CLONE_NEWUSER, rest),
-        ["pidns", ref rest @ ..] => in_new(CloneFlags::CLONE_NEWPID, rest),
-        ["mountns", ref rest @ ..] => in_new(CloneFlags::CLONE_NEWNS, rest),
-        ["netns", ref rest @ ..] => in_new(CloneFlags::CLONE_NEWNET, rest),
-        ["netns-up", ref rest @ ..] => loopback_up().map(|()| perform(state, rest)),
-        ["netns-ping", ref rest @ ..] => allow_ping().map(|()| perform(state, rest)),
-        ["netns-back", ref rest @ ..] => back_in_netns(state, rest),
-        ["cgroup", directory, ref rest @ ..] => in_cgroup(state, directory, rest),
         ["exec", ref rest @ ..] => Err(exec(rest)),
         ["chain", depth, ref rest @ ..] => chain(number(depth), rest),
         ["bomb", count, ref rest @ ..] => bomb(number(count), rest),
         ["storm", count, ref rest @ ..] => storm(number(count), rest),
-        ["chdir", directory, ref rest @ ..] => nix::unistd::chdir(directory).map(|()| perform(state, rest)),
-        ["bind", from, to, ref rest @ ..] => bind(state, from, to, rest),
         _ => return None,
     })
 }
@@ -51,8 +40,7 @@ fn leave() -> ! {
     unsafe { libc::_exit(0) }
 }
 
-/// # Safety of the forks in this file
-/// Each is made while this process has one thread, so the child has a whole copy of a consistent program.
+/// Forks are made while one thread runs (others wait for it or are gone), so the child has a whole copy of a program at rest.
 fn forked(child: impl FnOnce()) -> Attempt<Pid> {
     // SAFETY: one thread; see above.
     match unsafe { fork() }? {
@@ -220,45 +208,6 @@ fn as_root(state: &mut State, rest: &[&str]) -> Attempt {
     Ok(())
 }
 
-/// A child that begins in new namespaces; a new network namespace has its loopback brought up.
-fn in_new(flags: CloneFlags, rest: &[&str]) -> Attempt {
-    unshare(flags)?;
-    wait_for(forked(|| perform(&mut State::default(), rest))?)
-}
-
-fn loopback_up() -> Attempt {
-    let fd = plain_socket(libc::AF_UNIX, libc::SOCK_DGRAM, 0)?;
-    // SAFETY: plain numbers, all of which may be 0.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (at, byte) in request.ifr_name.iter_mut().zip(b"lo") {
-        *at = *byte as libc::c_char;
-    }
-    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
-    // SAFETY: the request takes one live `ifreq`.
-    let done = unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
-    Errno::result(done).map(drop)
-}
-
-/// Lets every group of this network namespace make ping sockets.
-fn allow_ping() -> Attempt {
-    std::fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647").map_err(|error| errno(&error))
-}
-
-/// Goes to a new network namespace and comes back.
-fn back_in_netns(state: &mut State, rest: &[&str]) -> Attempt {
-    let home = std::fs::File::open("/proc/self/ns/net").map_err(|error| errno(&error))?;
-    unshare(CloneFlags::CLONE_NEWNET)?;
-    setns(&home, CloneFlags::CLONE_NEWNET)?;
-    perform(state, rest);
-    Ok(())
-}
-
-fn in_cgroup(state: &mut State, directory: &str, rest: &[&str]) -> Attempt {
-    std::fs::write(format!("{directory}/cgroup.procs"), "0").map_err(|error| errno(&error))?;
-    perform(state, rest);
-    Ok(())
-}
-
 fn exec(rest: &[&str]) -> Errno {
     match std::env::current_exe() {
         Ok(own) => errno(&Command::new(own).args(rest).exec()),
@@ -304,15 +253,5 @@ fn storm(count: u32, rest: &[&str]) -> Attempt {
             break;
         }
     }
-    Ok(())
-}
-
-/// In a mount namespace of its own, `from` mounted over `to`.
-fn bind(state: &mut State, from: &str, to: &str, rest: &[&str]) -> Attempt {
-    unshare(CloneFlags::CLONE_NEWNS)?;
-    let nothing: Option<&str> = None;
-    mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)?;
-    mount(Some(from), to, nothing, MsFlags::MS_BIND, nothing)?;
-    perform(state, rest);
     Ok(())
 }

@@ -10,6 +10,7 @@ mod net;
 mod process;
 mod session;
 mod sockets;
+mod surroundings;
 mod uring;
 
 use nix::errno::Errno;
@@ -34,7 +35,8 @@ fn main() {
 
 /// Does what `words` say and prints what became of it.
 fn perform(state: &mut State, words: &[&str]) {
-    match lineage::wrap(state, words).or_else(|| process::special(words)) {
+    let wrapped = lineage::wrap(state, words).or_else(|| surroundings::wrap(state, words));
+    match wrapped.or_else(|| process::special(words)) {
         Some(Ok(())) => {}
         Some(Err(error)) => println!("setup {error:?}"),
         None => say(attempt(state, words)),
