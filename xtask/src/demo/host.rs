@@ -175,12 +175,13 @@ impl Drop for Daemon {
     }
 }
 
-/// Waits for a child that leads its process group; the group is killed when the time is over.
+/// Waits for a child, which is killed when the time is over, and with it what is left of the process group that it leads.
 pub(super) fn end(child: &mut Child, limit: Duration) {
     let deadline = Instant::now() + limit;
     while matches!(child.try_wait(), Ok(None)) && Instant::now() < deadline {
         thread::sleep(STEP);
     }
+    let _ = child.kill();
     let _ = killpg(pid_of(child), Signal::SIGKILL);
     let _ = child.wait();
 }
@@ -232,12 +233,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_orphan_goes_with_its_guard() {
-        let guard = Orphans::adopt().unwrap();
-        let pid = read(Command::new("sh").args(["-c", "sleep 600 >/dev/null 2>&1 & echo $!"])).unwrap();
-        let pid: i32 = pid.trim().parse().unwrap();
-        assert_eq!(parent_of(pid), Some(std::process::id()));
-        drop(guard);
-        assert_eq!(parent_of(pid), None);
+    fn children_are_found() {
+        let mut child = Command::new("sleep").arg("600").spawn().unwrap();
+        assert!(children_of(std::process::id()).contains(&pid_of(&child)));
+        assert!(!children_of(child.id()).contains(&pid_of(&child)));
+        end(&mut child, Duration::ZERO);
+        assert!(!children_of(std::process::id()).contains(&pid_of(&child)));
     }
 }
