@@ -1,2 +1,143 @@
-//! To come.
-fn main() {}
+//! Privileged tests: a real daemon, real processes, sockets and files.
+//!
+//! `writ-tests --tier reduced|full [libtest arguments]`. The tier is what the machine is declared to offer: what it then
+//! lacks is a failure. Tests of the full tier on a machine declared reduced are skipped by name.
+
+mod egress;
+mod foreign;
+mod harness;
+mod input;
+mod kinds;
+mod lifecycle;
+mod lineage;
+mod namespaces;
+mod net;
+mod policy;
+mod records;
+mod reload;
+mod secrets;
+mod stopped;
+
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context as _, Result, bail};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+use harness::Skip;
+use harness::machine::{Machine, Tier};
+use harness::world::Lab;
+
+type Body = fn(&Lab) -> Result<()>;
+
+/// One test.
+struct Test {
+    name: &'static str,
+    needs: Tier,
+    body: Body,
+}
+
+/// Tests that every tier passes.
+fn on_every_tier<const N: usize>(named: [(&'static str, Body); N]) -> Vec<Test> {
+    named.map(|(name, body)| Test { name, needs: Tier::Reduced, body }).into()
+}
+
+/// Those that share a daemon come first.
+fn all() -> Vec<Test> {
+    let areas = [
+        input::tier(),
+        net::tests(),
+        kinds::tests(),
+        foreign::tests(),
+        lineage::tests(),
+        namespaces::tests(),
+        secrets::tests(),
+        policy::tests(),
+        lifecycle::tests(),
+        egress::tests(),
+        records::tests(),
+        // Each with daemons of its own.
+        reload::tests(),
+        stopped::tests(),
+        lineage::own_tests(),
+        input::tests(),
+    ];
+    areas.into_iter().flatten().collect()
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("writ-tests: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The declared tier, and everything else for libtest.
+fn arguments() -> Result<(Tier, Arguments)> {
+    let mut tier = None;
+    let mut rest = Vec::new();
+    let mut words = std::env::args();
+    while let Some(word) = words.next() {
+        if word != "--tier" {
+            rest.push(word);
+            continue;
+        }
+        tier = Some(match words.next().as_deref() {
+            Some("reduced") => Tier::Reduced,
+            Some("full") => Tier::Full,
+            _ => bail!("`--tier` takes `reduced` or `full`"),
+        });
+    }
+    let tier = tier.context("say with `--tier reduced|full` what this machine must offer")?;
+    Ok((tier, Arguments::from_iter(rest)))
+}
+
+type Skips = Arc<Mutex<Vec<String>>>;
+
+fn run() -> Result<ExitCode> {
+    let (tier, mut arguments) = arguments()?;
+    // One daemon at a time.
+    arguments.test_threads = Some(1);
+    let lab = Arc::new(Lab::new(Machine::new(tier)?));
+    let skips = Skips::default();
+    let trials = all().into_iter().map(|test| trial(test, &lab, &skips)).collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if arguments.list {
+        return Ok(conclusion.exit_code());
+    }
+    lab.close();
+    let left = harness::daemon::left_behind();
+    for what in &left {
+        println!("left behind: {what}");
+    }
+    for skip in skips.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        println!("skipped: {skip}");
+    }
+    let failed = conclusion.num_failed + left.len() as u64;
+    println!("{} passed, {failed} failed, {} skipped", conclusion.num_passed, conclusion.num_ignored);
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn trial(test: Test, lab: &Arc<Lab>, skips: &Skips) -> Trial {
+    let (lab, skips) = (lab.clone(), skips.clone());
+    Trial::ignorable_test(test.name, move || {
+        let outcome = if test.needs == Tier::Full && lab.machine.tier == Tier::Reduced {
+            Err(harness::skip("needs the full tier, and the machine is declared reduced"))
+        } else {
+            (test.body)(&lab)
+        };
+        match outcome {
+            Ok(()) => Ok(Completion::Completed),
+            Err(error) => match error.downcast_ref::<Skip>() {
+                Some(reason) => {
+                    skips.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{} ({reason})", test.name));
+                    Ok(Completion::ignored_with(reason))
+                }
+                None => Err(Failed::from(format!("{error:#}"))),
+            },
+        }
+    })
+}

@@ -1,5 +1,6 @@
 //! `cargo xtask`: sets up, builds and checks the project, and runs its tests here and in virtual machines.
 
+mod bench;
 mod build;
 mod check;
 mod command;
@@ -36,6 +37,7 @@ enum Verb {
     Vm(vm::Options),
     Test(test::Options),
     Demo(demo::Options),
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
@@ -54,6 +56,7 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Build(options) => build::run(&options)?,
         Verb::Check => check::run_all()?,
         Verb::Tidy => tidy::run()?,
+        Verb::Bench(options) => bench::run(&options)?,
         Verb::Vm(options) => return vm::run(options),
         Verb::Test(options) => return test::run(&options),
         Verb::Demo(options) => return demo::run(&options),

@@ -1,12 +1,12 @@
-//! The two threads that answer while somebody waits: one for the kernel's questions, one for fanotify's.
+//! The threads that answer while somebody waits: those for the kernel's questions, and one for fanotify's.
 //!
-//! Neither logs, opens a file or takes a lock that is held for long. What there is to record goes to the main loop through
+//! None logs, opens a file or takes a lock that is held for long. What there is to record goes to the main loop through
 //! a queue that is never waited for.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use agent_common::event::{Actor, Ask, HELD_AUDIT};
@@ -15,7 +15,9 @@ use agent_common::{Action, Event, TaskStatus};
 use arc_swap::ArcSwap;
 use bytemuck::Zeroable;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
 use tokio::sync::mpsc;
 
 use super::snapshot::{Known, Snapshot, undecided};
@@ -27,6 +29,8 @@ use crate::policy::Class;
 
 /// Turns of the loop come at least this often, for the heartbeat and for the end.
 const TURN: u16 = 100;
+/// Threads that answer upcalls at most. One less is how many processes are held at once.
+pub(super) const MAX_ANSWERERS: usize = 16;
 /// Questions taken from the ring before the heartbeat is looked after.
 const BATCH: usize = 256;
 
@@ -74,21 +78,66 @@ impl Shared {
     }
 }
 
-/// Starts the thread that answers upcalls.
+/// Starts the threads that answer upcalls, one on each of at most [`MAX_ANSWERERS`] CPUs.
+///
+/// A held process keeps its CPU, and a kernel that does not preempt itself lets nothing else run there: not even a thread of
+/// real-time priority, which is woken where it ran last. So there is one thread on each CPU, fewer processes are held than
+/// there are threads, and whichever thread can run answers.
 ///
 /// # Errors
-/// If the system has no thread left.
-pub(super) fn upcalls(shared: Shared, ring: Ring, maps: Maps, settings: Settings) -> io::Result<JoinHandle<()>> {
+/// If the system has no thread or descriptor left.
+pub(super) fn upcalls(shared: Shared, ring: Ring, maps: Maps, settings: Settings) -> io::Result<Vec<JoinHandle<()>>> {
     let rows = Rows::new(Arc::clone(&shared.details), shared.patience);
-    let mut upcalls = Upcalls { shared, maps, rows, settings, generation: 0 };
-    thread::Builder::new().name("decision".into()).spawn(move || {
-        prefer();
-        upcalls.run(ring);
-    })
+    let ready = Arc::new(ring.as_fd().try_clone_to_owned()?);
+    let answerer = Answerer { stop: Arc::clone(&shared.stop), ready };
+    let upcalls = Arc::new(Mutex::new(Upcalls { shared, ring, maps, rows, settings, generation: 0 }));
+    let start = |cpu| {
+        let (answerer, upcalls) = (answerer.clone(), Arc::clone(&upcalls));
+        thread::Builder::new().name("decision".into()).spawn(move || {
+            stay_on(cpu);
+            prefer();
+            answerer.run(&upcalls);
+        })
+    };
+    own_cpus().into_iter().take(MAX_ANSWERERS).map(start).collect()
 }
 
+/// What each of the threads has for itself.
+#[derive(Clone)]
+struct Answerer {
+    stop: Arc<AtomicBool>,
+    ready: Arc<OwnedFd>,
+}
+
+impl Answerer {
+    fn run(&self, upcalls: &Mutex<Upcalls>) {
+        while !self.stop.load(Ordering::Relaxed) {
+            // A full batch means that there may be more: the next turn looks without waiting.
+            let taken = upcalls.lock().unwrap_or_else(PoisonError::into_inner).turn();
+            if taken < BATCH {
+                wait(self.ready.as_fd());
+            }
+        }
+    }
+}
+
+/// The CPUs that this process may use; the first one if that cannot be told.
+fn own_cpus() -> Vec<usize> {
+    let set = sched_getaffinity(Pid::from_raw(0)).unwrap_or_default();
+    let own: Vec<usize> = (0..CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap_or(false)).collect();
+    if own.is_empty() { vec![0] } else { own }
+}
+
+/// Where that may not be had, the thread runs anywhere, and the hold budget bounds what that costs.
+fn stay_on(cpu: usize) {
+    let mut set = CpuSet::new();
+    let _ = set.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
+}
+
+/// Everything that answers, for one thread at a time.
 struct Upcalls {
     shared: Shared,
+    ring: Ring,
     maps: Maps,
     rows: Rows<Class>,
     settings: Settings,
@@ -97,23 +146,17 @@ struct Upcalls {
 }
 
 impl Upcalls {
-    fn run(&mut self, mut ring: Ring) {
-        while !self.shared.stopping() {
-            self.heartbeat();
-            // A full batch means that there may be more: the next turn looks without waiting.
-            if self.answer_all(&mut ring) < BATCH {
-                wait(ring.as_fd());
-            }
-        }
-    }
-
-    fn answer_all(&mut self, ring: &mut Ring) -> usize {
+    /// Answers a batch and returns how many it was.
+    fn turn(&mut self) -> usize {
+        self.heartbeat();
         let snapshot = self.shared.snapshot.load_full();
         self.drop_old_rows(&snapshot);
+        // By parts, since each answer needs all but the ring.
+        let Self { shared, ring, maps, rows, .. } = self;
         ring.drain(BATCH, |event| match event {
-            Ok(Event::Ask(ask)) => self.answer(&snapshot, &ask),
+            Ok(Event::Ask(ask)) => answer(shared, maps, rows, &snapshot, &ask),
             _ => {
-                self.shared.undecodable.fetch_add(1, Ordering::Relaxed);
+                shared.undecodable.fetch_add(1, Ordering::Relaxed);
             }
         })
     }
@@ -133,33 +176,31 @@ impl Upcalls {
                 .retain(|key| snapshot.task(key.slot, key.epoch).is_some_and(|task| task.generation == key.generation));
         }
     }
+}
 
-    fn answer(&mut self, snapshot: &Snapshot, ask: &Ask) {
-        let now = now();
-        let answer = decide(&mut self.rows, snapshot, ask, now);
-        // An answer for one question is put down only where somebody waits for it.
-        if answer.verdict.once == 0 || ask.held != HELD_AUDIT {
-            self.put(ask, answer.verdict);
-        }
-        if ask.held == HELD_AUDIT {
-            self.shared.note(audited(ask, &answer, now));
-        }
+fn answer(shared: &Shared, maps: &mut Maps, rows: &mut Rows<Class>, snapshot: &Snapshot, ask: &Ask) {
+    let now = now();
+    let answer = decide(rows, snapshot, ask, now);
+    // An answer for one question is put down only where somebody waits for it.
+    if answer.verdict.once == 0 || ask.held != HELD_AUDIT {
+        put(maps, ask, answer.verdict);
     }
+    if ask.held == HELD_AUDIT {
+        shared.note(audited(ask, &answer, now));
+    }
+}
 
-    /// Under the generation that was asked in, even if the snapshot is newer: that is the key which is being watched.
-    fn put(&mut self, ask: &Ask, verdict: Verdict) {
-        let Actor { slot, epoch, .. } = ask.actor;
-        let generation = ask.generation;
-        let _ = match Action::from_code(ask.action) {
-            Some(Action::Connect) => {
-                self.maps.connect.put(ConnectKey { slot, epoch, generation, ..ask.object.connect }, verdict)
-            }
-            Some(Action::Read) => {
-                self.maps.read.put(ReadKey { slot, epoch, generation, class: ask.object.class }, verdict)
-            }
-            _ => Ok(()),
-        };
-    }
+/// Under the generation that was asked in, even if the snapshot is newer: that is the key which is being watched.
+fn put(maps: &mut Maps, ask: &Ask, verdict: Verdict) {
+    let Actor { slot, epoch, .. } = ask.actor;
+    let generation = ask.generation;
+    let _ = match Action::from_code(ask.action) {
+        Some(Action::Connect) => {
+            maps.connect.put(ConnectKey { slot, epoch, generation, ..ask.object.connect }, verdict)
+        }
+        Some(Action::Read) => maps.read.put(ReadKey { slot, epoch, generation, class: ask.object.class }, verdict),
+        _ => Ok(()),
+    };
 }
 
 fn decide(rows: &mut Rows<Class>, snapshot: &Snapshot, ask: &Ask, now: Instant) -> Answer {

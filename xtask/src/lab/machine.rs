@@ -109,7 +109,7 @@ impl Machine {
 
     /// QEMU with three serial ports: the kernel's log, the command's output, its status.
     fn qemu(&self, work: &Path) -> Command {
-        let mut qemu = command("qemu-system-x86_64", ["-M", "q35", "-accel", accelerator(), "-cpu", "max"]);
+        let mut qemu = command("qemu-system-x86_64", ["-M", "q35", "-accel", self.accelerator(), "-cpu", "max"]);
         qemu.args(["-smp", &self.cpus.to_string(), "-m", &self.memory.to_string()]);
         qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
         qemu.arg("-kernel").arg(self.kernel.vmlinux()).arg("-initrd").arg(work.join("initramfs"));
@@ -118,6 +118,11 @@ impl Machine {
         qemu.args(["-chardev", "stdio,id=output,signal=off", "-serial", "chardev:output"]);
         qemu.arg("-serial").arg(to_file(work, "status")).args(&self.qemu);
         qemu
+    }
+
+    /// Only emulation counts instructions.
+    fn accelerator(&self) -> &'static str {
+        if self.qemu.iter().any(|argument| argument == "-icount") { "tcg" } else { accelerator() }
     }
 
     /// Level 5 shows warnings, which `quiet` would hide from the log that is judged.

@@ -1,0 +1,204 @@
+//! `writ-load`: does one operation again and again and says how long each batch took, for `cargo xtask bench`.
+//!
+//! It reads commands from standard input, one a line, and answers each with one line: `ok` and numbers, or `error` and
+//! why. Times are nanoseconds of the monotonic clock; in a guest whose clock counts instructions they are instructions.
+//!
+//! | command | answer |
+//! |---|---|
+//! | `open PATH COUNT BATCHES` | a time for each batch of open and close |
+//! | `read PATH COUNT BATCHES` | of reading one byte of a file that is open |
+//! | `tcp ADDRESS COUNT BATCHES` | of socket, connect and close, the connection reset |
+//! | `udp ADDRESS COUNT BATCHES` | of connect on one UDP socket |
+//! | `sendto COUNT BATCHES` | of sending a datagram from an unconnected socket |
+//! | `first ADDRESS COUNT GAP` | how many connects were refused, then the time of each, with GAP microseconds between them; each goes to the next address |
+//! | `listen` | the port of a TCP server on every address |
+//! | `drain` | how many connections that server has taken in since |
+
+use std::io::{self, BufRead, Write};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::socket::sockopt::Linger;
+use nix::sys::socket::{
+    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, SockaddrIn, accept, bind, connect, getsockname, listen, recv,
+    sendto, setsockopt, socket,
+};
+use nix::sys::stat::Mode;
+use nix::sys::uio::pread;
+
+/// How long an operation may be refused before the first batch: where the daemon cannot answer while the caller waits, a
+/// verdict is there at the next attempt.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Connections that the server keeps until it is told to drain.
+const BACKLOG: i32 = 4096;
+
+fn main() -> ExitCode {
+    let mut server = None;
+    for line in io::stdin().lock().lines() {
+        let answer = line.map_err(Into::into).and_then(|line| obey(&line, &mut server));
+        let text = match answer {
+            Ok(numbers) => numbers.iter().fold("ok".to_owned(), |text, number| format!("{text} {number}")),
+            Err(error) => format!("error {error:#}"),
+        };
+        if writeln!(io::stdout(), "{text}").is_err() {
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn obey(line: &str, server: &mut Option<OwnedFd>) -> Result<Vec<u64>> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    match words.as_slice() {
+        ["open", path, count, batches] => opens(path, Plan::new(count, batches)?),
+        ["read", path, count, batches] => reads(path, Plan::new(count, batches)?),
+        ["tcp", address, count, batches] => tcp(parse(address)?, Plan::new(count, batches)?),
+        ["udp", address, count, batches] => udp(parse(address)?, Plan::new(count, batches)?),
+        ["sendto", count, batches] => datagrams(Plan::new(count, batches)?),
+        ["first", address, count, gap] => first(parse(address)?, parse(count)?, Duration::from_micros(parse(gap)?)),
+        ["listen"] => serve(server),
+        ["drain"] => drain(server.as_ref().context("there is no server")?),
+        _ => Err(anyhow!("`{line}` is no command")),
+    }
+}
+
+fn parse<T: FromStr>(word: &str) -> Result<T> {
+    word.parse().map_err(|_| anyhow!("`{word}` cannot be used here"))
+}
+
+/// How often.
+#[derive(Clone, Copy)]
+struct Plan {
+    count: u32,
+    batches: u32,
+}
+
+impl Plan {
+    fn new(count: &str, batches: &str) -> Result<Self> {
+        Ok(Self { count: parse(count)?, batches: parse(batches)? })
+    }
+
+    /// Times the batches. `between` is called after each and not timed.
+    fn run(self, mut operation: impl FnMut() -> nix::Result<()>, mut between: impl FnMut()) -> Result<Vec<u64>> {
+        warm_up(&mut operation)?;
+        let mut times = Vec::new();
+        for _ in 0..self.batches {
+            let started = Instant::now();
+            for _ in 0..self.count {
+                operation()?;
+            }
+            times.push(nanoseconds(started));
+            between();
+        }
+        Ok(times)
+    }
+}
+
+fn nanoseconds(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn warm_up(operation: &mut impl FnMut() -> nix::Result<()>) -> Result<()> {
+    let started = Instant::now();
+    loop {
+        match operation() {
+            Err(Errno::EPERM) if started.elapsed() < PATIENCE => sleep(Duration::from_millis(1)),
+            result => return result.context("the operation fails"),
+        }
+    }
+}
+
+fn opens(path: &str, plan: Plan) -> Result<Vec<u64>> {
+    plan.run(|| open_file(path).map(drop), || ())
+}
+
+fn open_file(path: &str) -> nix::Result<OwnedFd> {
+    open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+}
+
+fn reads(path: &str, plan: Plan) -> Result<Vec<u64>> {
+    warm_up(&mut || open_file(path).map(drop))?;
+    let file = open_file(path)?;
+    plan.run(|| pread(&file, &mut [0], 0).map(drop), || ())
+}
+
+fn tcp(to: SocketAddrV4, plan: Plan) -> Result<Vec<u64>> {
+    let to = SockaddrIn::from(to);
+    let operation = || {
+        let socket = stream()?;
+        connect(socket.as_raw_fd(), &to)
+    };
+    plan.run(operation, || ())
+}
+
+/// A TCP socket whose close resets the connection, so that no port stays taken.
+fn stream() -> nix::Result<OwnedFd> {
+    let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&socket, Linger, &libc::linger { l_onoff: 1, l_linger: 0 })?;
+    Ok(socket)
+}
+
+fn udp(to: SocketAddrV4, plan: Plan) -> Result<Vec<u64>> {
+    let (socket, to) = (datagram_socket()?, SockaddrIn::from(to));
+    plan.run(|| connect(socket.as_raw_fd(), &to), || ())
+}
+
+fn datagram_socket() -> nix::Result<OwnedFd> {
+    socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
+}
+
+/// To a receiver of this process's own, emptied after each batch: what arrives at a full one takes another path.
+fn datagrams(plan: Plan) -> Result<Vec<u64>> {
+    let (sender, receiver) = (datagram_socket()?, datagram_socket()?);
+    bind(receiver.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)))?;
+    let to: SockaddrIn = getsockname(receiver.as_raw_fd())?;
+    let operation = || sendto(sender.as_raw_fd(), b"x", &to, MsgFlags::empty()).map(drop);
+    plan.run(operation, || while recv(receiver.as_raw_fd(), &mut [0], MsgFlags::MSG_DONTWAIT).is_ok() {})
+}
+
+fn first(from: SocketAddrV4, count: u32, gap: Duration) -> Result<Vec<u64>> {
+    let (mut refused, mut times) = (0, Vec::new());
+    for number in 0..count {
+        let address = Ipv4Addr::from_bits(from.ip().to_bits() + number);
+        let to = SockaddrIn::from(SocketAddrV4::new(address, from.port()));
+        let socket = stream()?;
+        let started = Instant::now();
+        let result = connect(socket.as_raw_fd(), &to);
+        times.push(nanoseconds(started));
+        match result {
+            Err(Errno::EPERM) => refused += 1,
+            result => result.with_context(|| format!("cannot connect to {to}"))?,
+        }
+        sleep(gap);
+    }
+    Ok([vec![refused], times].concat())
+}
+
+fn serve(server: &mut Option<OwnedFd>) -> Result<Vec<u64>> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = server.insert(socket(AddressFamily::Inet, SockType::Stream, flags, None)?);
+    bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0)))?;
+    listen(socket, Backlog::new(BACKLOG)?)?;
+    let bound: SockaddrIn = getsockname(socket.as_raw_fd())?;
+    Ok(vec![bound.port().into()])
+}
+
+fn drain(server: &OwnedFd) -> Result<Vec<u64>> {
+    let mut taken = 0;
+    loop {
+        match accept(server.as_raw_fd()) {
+            // SAFETY: the descriptor is new and nobody else's.
+            Ok(connection) => drop(unsafe { OwnedFd::from_raw_fd(connection) }),
+            Err(Errno::EAGAIN) => return Ok(vec![taken]),
+            Err(error) => return Err(error.into()),
+        }
+        taken += 1;
+    }
+}

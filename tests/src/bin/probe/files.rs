@@ -1,0 +1,90 @@
+//! Ways to a file's content.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::Read;
+use std::num::NonZeroUsize;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, openat2};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap};
+use nix::sys::stat::Mode;
+
+use crate::net::errno;
+use crate::{Attempt, say};
+
+pub(super) fn attempt(words: &[&str]) -> Option<Attempt> {
+    Some(match *words {
+        ["read", path] => read(path),
+        ["openat2", path] => with_openat2(path),
+        ["reopen", path] => reopen(path),
+        ["self-root", path] => read(format!("/proc/self/root{path}")),
+        ["mmap", path] => with_mmap(path),
+        ["read-write", path] => io(File::options().read(true).write(true).open(path)).map(drop),
+        ["write", path] => io(File::options().write(true).open(path)).map(drop),
+        ["rename-read", from, to] => rename_read(from, to),
+        ["link-read", from, to] => link_read(from, to),
+        ["exec-file", path] => exec_file(path),
+        ["create", path] => io(std::fs::write(path, b"new")),
+        _ => return None,
+    })
+}
+
+fn io<T>(result: std::io::Result<T>) -> Attempt<T> {
+    result.map_err(|error| errno(&error))
+}
+
+fn read(path: impl AsRef<Path>) -> Attempt {
+    read_byte(&mut io(File::open(path))?)
+}
+
+fn read_byte(file: &mut File) -> Attempt {
+    let count = io(file.read(&mut [0]))?;
+    if count == 1 { Ok(()) } else { Err(Errno::ENODATA) }
+}
+
+fn with_openat2(path: &str) -> Attempt {
+    let fd = openat2(nix::fcntl::AT_FDCWD, path, OpenHow::new().flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC))?;
+    read_byte(&mut File::from(fd))
+}
+
+/// `O_PATH` gives no content; the file behind its magic link does.
+fn reopen(path: &str) -> Attempt {
+    let handle = nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+    read(format!("/proc/self/fd/{}", handle.as_raw_fd()))
+}
+
+fn with_mmap(path: &str) -> Attempt {
+    let file = io(File::open(path))?;
+    // SAFETY: a new private mapping, read once below.
+    let page = unsafe { mmap(None, NonZeroUsize::MIN, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE, &file, 0) }?;
+    // SAFETY: the file has at least one byte.
+    let byte = unsafe { page.cast::<u8>().read_volatile() };
+    if byte == 0 { Err(Errno::ENODATA) } else { Ok(()) }
+}
+
+/// Under its other name, then under its own again.
+fn rename_read(from: &str, to: &str) -> Attempt {
+    io(std::fs::rename(from, to))?;
+    say(read(to));
+    io(std::fs::rename(to, from))?;
+    read(from)
+}
+
+fn link_read(from: &str, to: &str) -> Attempt {
+    io(std::fs::hard_link(from, to))?;
+    let outcome = read(to);
+    io(std::fs::remove_file(to))?;
+    outcome
+}
+
+/// A file that is no program gives `ENOEXEC`, but only to who may open it.
+fn exec_file(path: &str) -> Attempt {
+    let path = CString::new(path).map_err(|_| Errno::EINVAL)?;
+    match nix::unistd::execv(&path, &[&path]) {
+        Err(Errno::ENOEXEC) => Ok(()),
+        Err(error) => Err(error),
+    }
+}

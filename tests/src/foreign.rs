@@ -1,0 +1,165 @@
+//! Sockets that change hands: what a task did not make itself, it cannot use.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::net::{TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrStorage, connect,
+    recvmsg, sendmsg, socket,
+};
+
+use crate::harness::run::{Ran, Session};
+use crate::harness::wait::{bound, until};
+use crate::harness::world::{Lab, OPEN, World};
+use crate::{Test, on_every_tier};
+
+pub(crate) fn tests() -> Vec<Test> {
+    on_every_tier([
+        ("foreign::made_before_the_mark", made_before),
+        ("foreign::udp_made_before_the_mark", udp_made_before),
+        ("foreign::connected_before_the_mark", connected_before),
+        ("foreign::passed_by_an_unmarked_process", passed),
+        ("foreign::of_another_task", of_another_task),
+        ("foreign::given_away_ends_when_revoked", given_away_revoked),
+        ("foreign::given_away_ends_with_its_task", given_away_ended),
+    ])
+}
+
+fn tcp_socket() -> Result<OwnedFd> {
+    Ok(socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?)
+}
+
+/// Refused although the grant covers the endpoint.
+fn expect_foreign(world: &World, ran: &Ran) -> Result<()> {
+    ran.expect_refused()?;
+    ensure!(world.open.arrived()? == 0, "the refused attempt arrived");
+    world.decision(ran.task()?, "connect", "deny", "foreign_socket")?.expect("/source", "structural")
+}
+
+fn made_before(lab: &Lab) -> Result<()> {
+    let world = lab.shared()?;
+    world.open.arrived()?;
+    let ran = world.task().connect(OPEN).stdin(tcp_socket()?).run(&["connect-fd", "0", &world.open.tcp()?])?;
+    expect_foreign(&world, &ran)
+}
+
+fn udp_made_before(lab: &Lab) -> Result<()> {
+    let world = lab.shared()?;
+    world.open.arrived()?;
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    let ran = world.task().connect(OPEN).stdin(socket).run(&["connect-fd", "0", &world.open.udp()?])?;
+    expect_foreign(&world, &ran)
+}
+
+/// `writ run` leaves the command its standard streams and no other descriptor.
+fn connected_before(lab: &Lab) -> Result<()> {
+    let world = lab.shared()?;
+    let stream = TcpStream::connect(world.open.tcp4.address()?)?;
+    // SAFETY: a plain flag on an open descriptor, so that a child would inherit it.
+    ensure!(unsafe { libc::fcntl(stream.as_raw_fd(), libc::F_SETFD, 0) } == 0, "cannot make it inheritable");
+    let control = world.unmarked(&["descriptors"])?;
+    ensure!(control.lines != ["0"], "the control inherits nothing either");
+    world.task().run(&["descriptors"])?.expect(&["0"])
+}
+
+/// Where a unix socket of a test can stand.
+fn meeting(world: &World, name: &str) -> Result<(String, UnixListener)> {
+    let path = world.daemon.place.path(name);
+    let listener = UnixListener::bind(&path)?;
+    Ok((path.to_string_lossy().into_owned(), listener))
+}
+
+fn passed(lab: &Lab) -> Result<()> {
+    let world = lab.shared()?;
+    world.open.arrived()?;
+    let (path, listener) = meeting(&world, "pass.sock")?;
+    let address = world.open.tcp()?;
+    let ran = std::thread::scope(|scope| -> Result<Ran> {
+        let client = scope.spawn(|| world.task().connect(OPEN).run(&["take-and-connect", &path, &address]));
+        let (unix, _) = listener.accept()?;
+        let fds = [tcp_socket()?];
+        let raw = fds.each_ref().map(AsRawFd::as_raw_fd);
+        let rights = [ControlMessage::ScmRights(&raw)];
+        sendmsg::<()>(unix.as_raw_fd(), &[IoSlice::new(b"x")], &rights, MsgFlags::empty(), None)?;
+        client.join().map_err(|_| anyhow::anyhow!("the client's thread died"))?
+    })?;
+    std::fs::remove_file(path)?;
+    expect_foreign(&world, &ran)
+}
+
+/// A socket of that kind, made by the session.
+fn socket_of(session: &mut Session, world: &World, kind: &str) -> Result<OwnedFd> {
+    let (path, listener) = meeting(world, "give.sock")?;
+    session.tell(&[kind, &path])?;
+    let (unix, _) = listener.accept()?;
+    let fd = receive(&unix)?;
+    ensure!(session.answer()? == ["ok"], "the socket was not given away");
+    std::fs::remove_file(path)?;
+    Ok(fd)
+}
+
+fn receive(unix: &UnixStream) -> Result<OwnedFd> {
+    unix.set_read_timeout(Some(bound(10)))?;
+    let mut byte = [0];
+    let mut slices = [IoSliceMut::new(&mut byte)];
+    let mut space = nix::cmsg_space!(RawFd);
+    let message = recvmsg::<()>(unix.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let fds = message.cmsgs()?.find_map(|control| match control {
+        ControlMessageOwned::ScmRights(fds) => fds.first().copied(),
+        _ => None,
+    });
+    // SAFETY: the kernel has just put this descriptor into our table.
+    Ok(unsafe { OwnedFd::from_raw_fd(fds.context("no descriptor came")?) })
+}
+
+fn of_another_task(lab: &Lab) -> Result<()> {
+    let world = lab.shared()?;
+    world.open.arrived()?;
+    let mut first = world.task().connect(OPEN).session()?;
+    let fd = socket_of(&mut first, &world, "give-tcp")?;
+    let ran = world.task().connect(OPEN).stdin(fd).run(&["connect-fd", "0", &world.open.tcp()?])?;
+    ensure!(first.task()? != ran.task()?, "both are one task");
+    expect_foreign(&world, &ran)
+}
+
+/// An unmarked helper holds a socket that a task made. The task is revoked, so nothing leaves it.
+fn given_away_revoked(lab: &Lab) -> Result<()> {
+    let world = lab.shared()?;
+    world.open.arrived()?;
+    let mut session = world.task().connect(OPEN).session()?;
+    let task = session.task()?;
+    let stream = TcpStream::from(socket_of(&mut session, &world, "give-tcp")?);
+    world.daemon.ask(&["task", "revoke", &task])?;
+    // The first segment and those that the kernel sends again within this time.
+    stream.set_write_timeout(Some(Duration::from_millis(1500)))?;
+    let target = SockaddrStorage::from(world.open.tcp4.address()?);
+    let outcome = connect(stream.as_raw_fd(), &target);
+    ensure!(outcome.is_err(), "the socket of a revoked task connected");
+    ensure!(world.open.arrived()? == 0, "the refused attempt arrived");
+    world.decision(&task, "send", "deny", "revoked").map(drop)
+}
+
+/// The task ends by itself: what its sockets hold may drain, and then nothing leaves them any more.
+fn given_away_ended(lab: &Lab) -> Result<()> {
+    let world = lab.shared()?;
+    world.open.arrived()?;
+    let mut session = world.task().connect(OPEN).session()?;
+    let task = session.task()?;
+    let socket = UdpSocket::from(socket_of(&mut session, &world, "give-udp")?);
+    session.close()?;
+    world.event(&task, "task_ended")?;
+    until("the end of the task's sockets", 10, || {
+        // Refused or dropped: what counts is whether it arrives.
+        let _ = socket.send_to(b"x", world.open.udp4.address()?);
+        Ok((world.open.udp4.arrived()? == 0).then_some(()))
+    })?;
+    world.daemon.record("the drop", |record| {
+        let reason = record.text("/reason");
+        record.task() == task && record.text("/action") == "send" && ["ended", "expired"].contains(&reason)
+    })?;
+    Ok(())
+}

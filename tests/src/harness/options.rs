@@ -1,0 +1,101 @@
+//! What a daemon is started with.
+
+use super::wait::slowness;
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Options {
+    /// Lines of `writd.toml`.
+    settings: Vec<String>,
+    /// Further files of the configuration directory: path, content.
+    pub(crate) files: Vec<(String, String)>,
+    /// Further arguments.
+    pub(crate) arguments: Vec<String>,
+}
+
+impl Options {
+    pub(crate) fn setting(mut self, line: &str) -> Self {
+        self.settings.push(line.to_owned());
+        self
+    }
+
+    pub(crate) fn file(mut self, path: &str, content: &str) -> Self {
+        self.files.push((path.to_owned(), content.to_owned()));
+        self
+    }
+
+    pub(crate) fn argument(mut self, argument: &str) -> Self {
+        self.arguments.push(argument.to_owned());
+        self
+    }
+
+    /// The text of `writd.toml`. A busy host may keep the daemon from answering for longer than the default hold, and these
+    /// tests ask what is decided, not how soon.
+    pub(crate) fn settings(&self) -> String {
+        let mut lines = self.settings.clone();
+        if !lines.iter().any(|line| line.starts_with("hold_budget")) {
+            let budget = if slowness() > 1 { "1s" } else { "200ms" };
+            lines.push(format!("hold_budget = \"{budget}\""));
+        }
+        lines.push(String::new());
+        lines.join("\n")
+    }
+}
+
+pub(crate) const AGENTS: &str = r#"
+[[group]]
+id = "coding"
+[[intent]]
+id = "fix-bug"
+[[intent]]
+id = "review"
+[[user]]
+id = "alice"
+[[agent]]
+id = "coder"
+groups = ["coding"]
+owner = "alice"
+[[agent]]
+id = "other"
+intents = ["review"]
+"#;
+
+pub(crate) const SECRETS: &str = r#"
+[[secret]]
+name = "test-file"
+labels = ["secret/test/file"]
+paths = ["~/file.key"]
+[[secret]]
+name = "test-glob"
+labels = ["secret/test/glob"]
+globs = ["~/keys/*.pem"]
+[[secret]]
+name = "test-directory"
+labels = ["secret/test/directory"]
+directories = ["~/vault"]
+"#;
+
+pub(crate) const POLICIES: &str = r#"
+@id("test/read")
+@reason("the grant covers the secret")
+permit (principal, action == Action::"read", resource) when { resource in principal.mayRead };
+
+@id("test/connect")
+@reason("the grant covers the endpoint")
+permit (principal, action == Action::"connect", resource) when { resource in principal.mayConnect };
+
+@id("test/start")
+permit (principal, action in [Action::"start", Action::"delegate"], resource);
+
+@id("test/shut")
+@reason("this endpoint is shut for everybody")
+forbid (principal, action == Action::"connect", resource in Label::"test/shut");
+
+@id("test/audited")
+@mode("audit")
+@reason("soon to be shut")
+forbid (principal, action == Action::"connect", resource in Label::"test/audited");
+
+@id("test/erroring")
+forbid (principal, action == Action::"connect", resource in Label::"test/erroring")
+when { resource.port * 9223372036854775807 > 0 };
+"#;

@@ -1,0 +1,105 @@
+//! The operations that are measured, and what measuring one gives.
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use super::load::Load;
+use super::site::Site;
+use super::stats::best;
+
+/// Something that a process does to the outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Operation {
+    OpenOrdinary,
+    OpenSecret,
+    ReadOrdinary,
+    ReadSecret,
+    Tcp,
+    Udp,
+    Sendto,
+}
+
+impl Operation {
+    /// For tables.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::OpenOrdinary => "open+close, ordinary file",
+            Self::OpenSecret => "open+close, secret",
+            Self::ReadOrdinary => "read, ordinary file",
+            Self::ReadSecret => "read, secret",
+            Self::Tcp => "connect+close, TCP",
+            Self::Udp => "connect, UDP",
+            Self::Sendto => "sendto, UDP",
+        }
+    }
+
+    fn command(self, site: &Site, port: u16, effort: Effort) -> String {
+        let (count, batches) = (effort.count(self), effort.batches);
+        let words = match self {
+            Self::OpenOrdinary => format!("open {}", site.ordinary().display()),
+            Self::OpenSecret => format!("open {}", site.secret().display()),
+            Self::ReadOrdinary => format!("read {}", site.ordinary().display()),
+            Self::ReadSecret => format!("read {}", site.secret().display()),
+            Self::Tcp => format!("tcp 127.0.0.1:{port}"),
+            Self::Udp => format!("udp 127.0.0.1:{port}"),
+            Self::Sendto => "sendto".to_owned(),
+        };
+        format!("{words} {count} {batches}")
+    }
+}
+
+/// How often an operation is done.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Effort {
+    /// Operations in a batch; half of them where each takes long.
+    pub(super) count: u32,
+    pub(super) batches: u32,
+}
+
+impl Effort {
+    fn count(self, operation: Operation) -> u32 {
+        match operation {
+            Operation::Tcp | Operation::Sendto => self.count / 4,
+            _ => self.count,
+        }
+    }
+}
+
+/// A TCP server that lives in an unmarked load and takes connections in between the measurements only.
+pub(super) struct Server {
+    load: Load,
+    port: u16,
+}
+
+impl Server {
+    /// Opens it.
+    pub(super) fn open(mut load: Load) -> Result<Self> {
+        let answer = load.ask("listen")?;
+        let port = answer.first().and_then(|port| u16::try_from(*port).ok()).context("the server has no port")?;
+        Ok(Self { load, port })
+    }
+
+    /// Where it listens, on every address.
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Takes in what has come, so that there is room for more.
+    pub(super) fn drain(&mut self) -> Result<()> {
+        self.load.ask("drain").map(drop)
+    }
+}
+
+/// What one operation takes at best, in nanoseconds (in a counting guest: instructions).
+pub(super) fn measure(
+    load: &mut Load,
+    operation: Operation,
+    site: &Site,
+    server: &mut Server,
+    effort: Effort,
+) -> Result<f64> {
+    let batches = load.ask(&operation.command(site, server.port(), effort))?;
+    server.drain()?;
+    best(&batches, effort.count(operation)).with_context(|| format!("`{}` was not measured", operation.name()))
+}
