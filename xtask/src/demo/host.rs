@@ -23,8 +23,8 @@ pub(super) const SECRET: &str = "TOP-SECRET";
 /// Below the home; the shipped catalogue knows them all.
 const SECRETS: [&str; 4] = [".ssh/id_ed25519", ".aws/credentials", ".env", ".netrc"];
 
-/// A daemon may need so long to be ready, and to stop.
-const LIMIT: Duration = Duration::from_secs(20);
+/// A daemon may need so long to be ready, and to stop: an unoptimised one in a machine that is emulated.
+const LIMIT: Duration = Duration::from_secs(60);
 
 const AGENTS: &str = r#"
 [[group]]
@@ -62,10 +62,11 @@ impl Host {
         lay_out(directory.path(), servers)?;
         let daemon = Daemon::start(directory.path())?;
         let mut host = Self { daemon, _orphans: orphans, directory };
-        wait::until("the daemon to be ready", LIMIT, || {
+        let ready = wait::until("it to answer", LIMIT, || {
             host.daemon.require_running()?;
             Ok(host.status().ok())
-        })?;
+        });
+        ready.with_context(|| format!("writd does not get ready:\n{}", host.daemon.said()))?;
         Ok(host)
     }
 
@@ -161,10 +162,14 @@ impl Daemon {
 
     fn require_running(&mut self) -> Result<()> {
         if let Some(status) = self.child.try_wait()? {
-            let said = fs::read_to_string(&self.log).unwrap_or_default();
-            bail!("writd ended at once ({status}):\n{}", said.trim_end());
+            bail!("it ended: {status}");
         }
         Ok(())
+    }
+
+    /// What it wrote to its log.
+    fn said(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default().trim_end().to_owned()
     }
 }
 
