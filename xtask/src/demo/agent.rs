@@ -49,11 +49,22 @@ fn said(command: &mut Command) -> String {
 }
 
 /// The command line of a scene as a person would write it.
-pub(super) fn shown(scene: &Scene) -> String {
+pub(super) fn shown(scene: &Scene, goals: &[Goal]) -> String {
+    let script = format!("bash agent.sh {}", words(scene, goals).join(" "));
     match scene.task {
-        Some(options) => format!("writ run {options} -- bash agent.sh"),
-        None => "bash agent.sh".to_owned(),
+        Some(options) => format!("writ run {options} -- {script}"),
+        None => script,
     }
+}
+
+/// What the script is told to do.
+fn words(scene: &Scene, goals: &[Goal]) -> Vec<&'static str> {
+    let how = match scene.how {
+        How::Once => None,
+        How::Orphan => Some("--orphan"),
+        How::UntilExpired | How::UntilRevoked => Some("--until-refused"),
+    };
+    how.into_iter().chain(goals.iter().map(|goal| goal.word())).collect()
 }
 
 /// Runs a scene's agent until the last of its processes has closed its output, and hands each line to `heed` at once.
@@ -100,13 +111,7 @@ fn command(host: &Host, scene: &Scene, goals: &[Goal]) -> Command {
         }
         None => Command::new("bash"),
     };
-    command.arg(host.script());
-    match scene.how {
-        How::Once => {}
-        How::Orphan => drop(command.arg("--orphan")),
-        How::UntilExpired | How::UntilRevoked => drop(command.arg("--until-refused")),
-    }
-    command.args(goals.iter().map(|goal| goal.word()));
+    command.arg(host.script()).args(words(scene, goals));
     command
 }
 

@@ -78,7 +78,7 @@ until_refused() {
 
 # The same agent again in a session of its own, as an orphan: it goes on once whoever started it is gone.
 orphan() {
-    (setsid nohup bash "$0" --after $$ "$@" </dev/null &)
+    (trap "" HUP; setsid bash "$0" --after $$ "$@" </dev/null &)
     echo "(this process ends here; its orphaned grandchild goes on in a session of its own)"
 }
 

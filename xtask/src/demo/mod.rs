@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anstream::{print, println};
 use anstyle::{AnsiColor, Style};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 
 use self::agent::Tools;
 use self::goals::{Counts, Goal, Tally, reached};
@@ -47,10 +47,10 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if !options.no_build {
         build::run(&build::Options::default())?;
     }
-    ensure!(
-        setup::is_root()?,
-        "the demo loads programs into the kernel: run `sudo -E env PATH=\"$PATH\" cargo xtask demo`"
-    );
+    if !setup::is_root()? {
+        let program = std::env::current_exe().context("this program has no path")?;
+        bail!("the demo loads programs into the kernel: run `sudo {} demo --no-build`", program.display());
+    }
     wait::take_signals()?;
     let servers = Servers::start()?;
     let host = Host::start(&servers)?;
@@ -66,7 +66,11 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             total.iter_mut().zip(tally).for_each(|((_, sum), (_, counts))| *sum += counts);
         }
     }
+    let directory = demo.host.home();
     drop(demo);
+    if directory.exists() {
+        failures.push(format!("`{}` is left behind", directory.display()));
+    }
     Ok(sum_up(&total, &failures, &tier, begun.elapsed()))
 }
 
@@ -96,11 +100,11 @@ impl Demo {
 
     /// Runs one scene. Returns what was counted, and what is not as it must be.
     fn show(&self, number: usize, scene: &Scene) -> Result<(Tally, Vec<String>)> {
-        println!("\n{TITLE}{number}. {}{TITLE:#}\n   {DIM}${DIM:#} {}", scene.title, agent::shown(scene));
+        let goals = self.goals(scene);
+        println!("\n{TITLE}{number}. {}{TITLE:#}\n   {DIM}${DIM:#} {}", scene.title, agent::shown(scene, &goals));
         let skip = records::count(&self.host.records())?;
         let before = self.reached(&[]);
-        let output = self.act(scene, skip)?;
-        let goals = self.goals(scene);
+        let output = self.act(scene, &goals, skip)?;
         let task = records::first_task(&self.host.records(), skip)?;
         let mut last = (Vec::new(), before);
         // What is wrong may only be late.
@@ -125,9 +129,9 @@ impl Demo {
         Ok((tally, wrong))
     }
 
-    fn act(&self, scene: &Scene, skip: usize) -> Result<Vec<String>> {
+    fn act(&self, scene: &Scene, goals: &[Goal], skip: usize) -> Result<Vec<String>> {
         let mut must_revoke = scene.how == How::UntilRevoked;
-        agent::run(&self.host, &self.servers, &self.tools, scene, &self.goals(scene), |line| {
+        agent::run(&self.host, &self.servers, &self.tools, scene, goals, |line| {
             println!("   {DIM}|{DIM:#} {line}");
             if std::mem::take(&mut must_revoke) { self.revoke(skip) } else { Ok(()) }
         })
@@ -179,7 +183,7 @@ fn wrong((goal, counts): &(Goal, Counts)) -> String {
 fn sum_up(total: &Tally, failures: &[String], tier: &str, took: Duration) -> ExitCode {
     println!(
         "\n{TITLE}{:27}{:>8}{:>8}{:>14}{:>16}{TITLE:#}",
-        "by tasks", "allowed", "denied", "would be", "really reached"
+        "by tasks", "allowed", "denied", "would deny", "really reached"
     );
     for (goal, Counts { allowed, denied, would_denied, reached }) in total {
         println!("{:27}{allowed:>8}{denied:>8}{would_denied:>14}{reached:>16}", goal.name());

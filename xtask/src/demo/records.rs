@@ -248,6 +248,47 @@ fn ending(record: &Record) -> Option<String> {
         Record::Loss(loss) => return Some(format!("{ALARM}LOSS{ALARM:#}       {} lost: {}", loss.count, loss.cause)),
         _ => return None,
     };
-    let Over { why, allowed, denied, would_denied, .. } = over;
-    Some(format!("{NOTE}{word:10}{NOTE:#} {why}; allowed {allowed}, denied {denied}, would be denied {would_denied}"))
+    Some(format!("{NOTE}{word:10}{NOTE:#} {}", over.why))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the daemon's own tests say that it writes.
+    const GOLDEN: &str = include_str!("../../../agent/src/record/golden.jsonl");
+
+    fn golden() -> Vec<Record> {
+        GOLDEN.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_decision_is_shown_with_all_that_matters() {
+        let records = golden();
+        let line = anstream::adapter::strip_str(&lines(&records, Path::new("/root"))[0]).to_string();
+        let words = ["DENY", "10.0.0.5:443/tcp", "t-0000000000002", "coder for alice", "  curl(4242)  "];
+        for word in words.into_iter().chain(["no-internal: not for agents"]) {
+            assert!(line.contains(word), "{line} lacks {word}");
+        }
+        let secret = &merged(&records)[1];
+        assert!(secret.line(4240, Path::new("/root")).contains("~/.netrc "));
+        assert!(secret.process.tree(4240).ends_with("< sh(4240)"), "the lineage ends with the task's first process");
+    }
+
+    #[test]
+    fn repeats_are_counted_on_the_line_of_the_first() {
+        let mut records = golden();
+        records.extend(golden());
+        let counts: Vec<u64> = merged(&records).iter().map(|decision| decision.count).collect();
+        assert_eq!(counts[..2], [2, 24]);
+    }
+
+    #[test]
+    fn records_are_whole_once_they_speak_of_all_that_the_end_counts() {
+        let records = golden();
+        assert!(are_whole(&records), "14 decisions, and the end counts 7");
+        let without: Vec<Record> =
+            records.into_iter().filter(|record| !matches!(record, Record::Decision(_))).collect();
+        assert!(!are_whole(&without));
+    }
 }
