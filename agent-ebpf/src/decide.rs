@@ -17,8 +17,9 @@ use crate::record::{self, Describe, Outcome, Who, zeroed};
 
 /// Index into `TOTALS`: first contacts that wait, all tasks together.
 const HOLDERS: u32 = 1;
-/// Turns of the hold's loop at most; the clock ends it long before.
-const MAX_TURNS: u32 = 1 << 20;
+/// Turns of the hold's loop at most, which is as many as the kernel has (`BPF_MAX_LOOPS`): some 500 ms. The clock ends it
+/// before.
+const MAX_TURNS: u32 = 8 << 20;
 
 /// Nanoseconds since boot, suspend included: the clock of deadlines.
 #[inline(always)]
