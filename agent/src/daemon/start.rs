@@ -166,13 +166,13 @@ fn raise_descriptor_limit() {
 }
 
 fn settings(config: &Config) -> Settings {
-    let cpus = std::thread::available_parallelism().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX));
+    let threads = u32::try_from(threads::cpus().len()).unwrap_or(u32::MAX);
     let nanos = |duration: std::time::Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
     Settings {
         heartbeat: boot_now_ns(),
         stale_after: nanos(config.stale_after),
         hold_budget: nanos(config.hold_budget),
-        max_holders: cpus.saturating_sub(1).max(1),
+        max_holders: threads.saturating_sub(1).max(1),
         max_outstanding: config.max_outstanding.get(),
         max_marks: config.max_processes.get().min(MAX_PROCESSES - MARK_RESERVE),
         learner: std::process::id(),
@@ -278,8 +278,8 @@ fn spawn(
 ) -> Result<Vec<(&'static str, JoinHandle<()>)>, DaemonError> {
     let failed = |error: io::Error| DaemonError::System("start a decision thread", error);
     let maps = || kernel.maps().map_err(|error| DaemonError::Kernel(error.into()));
-    let mut threads =
-        vec![("the decision thread", threads::upcalls(shared.clone(), upcalls, maps()?, settings).map_err(failed)?)];
+    let upcalls = threads::upcalls(shared.clone(), upcalls, maps()?, settings, &threads::cpus()).map_err(failed)?;
+    let mut threads: Vec<_> = upcalls.into_iter().map(|thread| ("a decision thread", thread)).collect();
     if let Guarding::Fanotify(group) = guarding {
         let thread = threads::files(shared.clone(), Arc::clone(group), maps()?).map_err(failed)?;
         threads.push(("the fanotify thread", thread));

@@ -1,12 +1,12 @@
-//! The two threads that answer while somebody waits: one for the kernel's questions, one for fanotify's.
+//! The threads that answer while somebody waits: for the kernel's questions one on each CPU, for fanotify's one.
 //!
-//! Neither logs, opens a file or takes a lock that is held for long. What there is to record goes to the main loop through
+//! None logs, opens a file or takes a lock that is held for long. What there is to record goes to the main loop through
 //! a queue that is never waited for.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use agent_common::event::{Actor, Ask, HELD_AUDIT};
@@ -15,7 +15,9 @@ use agent_common::{Action, Event, TaskStatus};
 use arc_swap::ArcSwap;
 use bytemuck::Zeroable;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
 use tokio::sync::mpsc;
 
 use super::snapshot::{Known, Snapshot, undecided};
@@ -27,6 +29,8 @@ use crate::policy::Class;
 
 /// Turns of the loop come at least this often, for the heartbeat and for the end.
 const TURN: u16 = 100;
+/// Decision threads at most: more only contend for the same ring.
+const MAX_THREADS: usize = 8;
 /// Questions taken from the ring before the heartbeat is looked after.
 const BATCH: usize = 256;
 
@@ -74,21 +78,51 @@ impl Shared {
     }
 }
 
-/// Starts the thread that answers upcalls.
+/// The CPUs that get a decision thread each.
+///
+/// A caller that is held keeps its CPU, and a kernel that is not preempted inside (`PREEMPT_NONE`, `PREEMPT_VOLUNTARY`)
+/// lets no thread run there until the hold is over, whatever its priority; a thread of real-time priority that slept on
+/// that CPU is woken on that CPU. So there is a thread pinned to each CPU, and the kernel holds fewer callers than there
+/// are threads: one of them is always free to answer.
+pub(super) fn cpus() -> Vec<usize> {
+    let Ok(allowed) = sched_getaffinity(Pid::from_raw(0)) else { return vec![0] };
+    (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false)).take(MAX_THREADS).collect()
+}
+
+/// Starts the threads that answer upcalls, one for each CPU of `cpus`.
 ///
 /// # Errors
-/// If the system has no thread left.
-pub(super) fn upcalls(shared: Shared, ring: Ring, maps: Maps, settings: Settings) -> io::Result<JoinHandle<()>> {
+/// If the system has no thread or descriptor left.
+pub(super) fn upcalls(
+    shared: Shared,
+    ring: Ring,
+    maps: Maps,
+    settings: Settings,
+    cpus: &[usize],
+) -> io::Result<Vec<JoinHandle<()>>> {
     let rows = Rows::new(Arc::clone(&shared.details), shared.patience);
-    let mut upcalls = Upcalls { shared, maps, rows, settings, generation: 0 };
-    thread::Builder::new().name("decision".into()).spawn(move || {
-        prefer();
-        upcalls.run(ring);
-    })
+    let fd = Arc::new(ring.as_fd().try_clone_to_owned()?);
+    let upcalls = Arc::new(Mutex::new(Upcalls { shared: shared.clone(), ring, maps, rows, settings, generation: 0 }));
+    let start = |&cpu: &usize| {
+        let (shared, upcalls, fd) = (shared.clone(), Arc::clone(&upcalls), Arc::clone(&fd));
+        thread::Builder::new().name("decision".into()).spawn(move || {
+            stay_on(cpu);
+            prefer();
+            while !shared.stopping() {
+                // Whoever comes first answers for all; those who come later find nothing left to do.
+                let more = upcalls.lock().unwrap_or_else(PoisonError::into_inner).turn();
+                if !more {
+                    wait(fd.as_fd());
+                }
+            }
+        })
+    };
+    cpus.iter().map(start).collect()
 }
 
 struct Upcalls {
     shared: Shared,
+    ring: Ring,
     maps: Maps,
     rows: Rows<Class>,
     settings: Settings,
@@ -97,23 +131,20 @@ struct Upcalls {
 }
 
 impl Upcalls {
-    fn run(&mut self, mut ring: Ring) {
-        while !self.shared.stopping() {
-            self.heartbeat();
-            // A full batch means that there may be more: the next turn looks without waiting.
-            if self.answer_all(&mut ring) < BATCH {
-                wait(ring.as_fd());
-            }
-        }
+    /// Answers what there is. True if there may be more: a full batch was taken.
+    fn turn(&mut self) -> bool {
+        self.heartbeat();
+        self.answer_all() == BATCH
     }
 
-    fn answer_all(&mut self, ring: &mut Ring) -> usize {
+    fn answer_all(&mut self) -> usize {
         let snapshot = self.shared.snapshot.load_full();
         self.drop_old_rows(&snapshot);
+        let Self { shared, ring, maps, rows, .. } = self;
         ring.drain(BATCH, |event| match event {
-            Ok(Event::Ask(ask)) => self.answer(&snapshot, &ask),
+            Ok(Event::Ask(ask)) => answer(shared, maps, rows, &snapshot, &ask),
             _ => {
-                self.shared.undecodable.fetch_add(1, Ordering::Relaxed);
+                shared.undecodable.fetch_add(1, Ordering::Relaxed);
             }
         })
     }
@@ -133,33 +164,31 @@ impl Upcalls {
                 .retain(|key| snapshot.task(key.slot, key.epoch).is_some_and(|task| task.generation == key.generation));
         }
     }
+}
 
-    fn answer(&mut self, snapshot: &Snapshot, ask: &Ask) {
-        let now = now();
-        let answer = decide(&mut self.rows, snapshot, ask, now);
-        // An answer for one question is put down only where somebody waits for it.
-        if answer.verdict.once == 0 || ask.held != HELD_AUDIT {
-            self.put(ask, answer.verdict);
-        }
-        if ask.held == HELD_AUDIT {
-            self.shared.note(audited(ask, &answer, now));
-        }
+fn answer(shared: &Shared, maps: &mut Maps, rows: &mut Rows<Class>, snapshot: &Snapshot, ask: &Ask) {
+    let now = now();
+    let answer = decide(rows, snapshot, ask, now);
+    // An answer for one question is put down only where somebody waits for it.
+    if answer.verdict.once == 0 || ask.held != HELD_AUDIT {
+        put(maps, ask, answer.verdict);
     }
+    if ask.held == HELD_AUDIT {
+        shared.note(audited(ask, &answer, now));
+    }
+}
 
-    /// Under the generation that was asked in, even if the snapshot is newer: that is the key which is being watched.
-    fn put(&mut self, ask: &Ask, verdict: Verdict) {
-        let Actor { slot, epoch, .. } = ask.actor;
-        let generation = ask.generation;
-        let _ = match Action::from_code(ask.action) {
-            Some(Action::Connect) => {
-                self.maps.connect.put(ConnectKey { slot, epoch, generation, ..ask.object.connect }, verdict)
-            }
-            Some(Action::Read) => {
-                self.maps.read.put(ReadKey { slot, epoch, generation, class: ask.object.class }, verdict)
-            }
-            _ => Ok(()),
-        };
-    }
+/// Under the generation that was asked in, even if the snapshot is newer: that is the key which is being watched.
+fn put(maps: &mut Maps, ask: &Ask, verdict: Verdict) {
+    let Actor { slot, epoch, .. } = ask.actor;
+    let generation = ask.generation;
+    let _ = match Action::from_code(ask.action) {
+        Some(Action::Connect) => {
+            maps.connect.put(ConnectKey { slot, epoch, generation, ..ask.object.connect }, verdict)
+        }
+        Some(Action::Read) => maps.read.put(ReadKey { slot, epoch, generation, class: ask.object.class }, verdict),
+        _ => Ok(()),
+    };
 }
 
 fn decide(rows: &mut Rows<Class>, snapshot: &Snapshot, ask: &Ask, now: Instant) -> Answer {
@@ -375,6 +404,12 @@ pub(super) fn now() -> Instant {
 /// Until there is something to read, or a turn has passed.
 fn wait(fd: BorrowedFd<'_>) {
     let _ = poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], PollTimeout::from(TURN));
+}
+
+/// Where it may not be had, the kernel chooses the CPU.
+fn stay_on(cpu: usize) {
+    let mut only = CpuSet::new();
+    let _ = only.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &only));
 }
 
 /// Real-time priority, so that a busy host does not make held processes wait. Where it may not be had, answers are late
