@@ -4,6 +4,7 @@ mod canary;
 mod canary_task;
 mod coverage;
 mod error;
+mod inotify;
 mod over;
 mod protect;
 mod records;

@@ -1,15 +1,14 @@
 //! Noticing that files changed, and taking the change in: keep-last-good, always.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
-use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle};
 
 use super::DaemonError;
+use super::inotify::{Change, Directories};
 use super::protect::{Protection, chain};
 use super::sources::Sources;
 use super::state::Daemon;
@@ -37,10 +36,9 @@ pub(super) struct Rescan {
 
 /// Watches the configuration and the directories that secrets are in.
 pub(super) struct Watcher {
-    inotify: Option<RecommendedWatcher>,
-    events: mpsc::Receiver<()>,
-    changed_configuration: Arc<std::sync::Mutex<Option<Instant>>>,
-    watched: std::collections::BTreeSet<PathBuf>,
+    inotify: Option<Directories>,
+    configuration: Configuration,
+    changed_configuration: Option<Instant>,
     scan_wanted: bool,
     reloaded: bool,
     last_scan: Instant,
@@ -50,43 +48,30 @@ pub(super) struct Watcher {
 impl Watcher {
     /// Watches what can be watched; what cannot is noticed by the regular scan, and policies by SIGHUP.
     pub(super) fn new(config: &Config, protection: &Protection) -> Self {
-        let (sender, events) = mpsc::channel(1);
-        let changed_configuration = Arc::new(std::sync::Mutex::new(None));
-        let directories = [config.config_dir.clone(), config.policies_dir.clone()];
-        let handler = handler(sender, Arc::clone(&changed_configuration), directories.clone());
-        let inotify = notify::recommended_watcher(handler).inspect_err(
+        let inotify = Directories::new().inspect_err(
             |error| tracing::warn!(%error, "file changes are not noticed at once; send SIGHUP after a change"),
         );
         let mut watcher = Self {
             inotify: inotify.ok(),
-            events,
-            changed_configuration,
-            watched: directories.into_iter().collect(),
+            configuration: Configuration { own: config.config_dir.clone(), policies: config.policies_dir.clone() },
+            changed_configuration: None,
             scan_wanted: false,
             reloaded: false,
             last_scan: Instant::now(),
             running: None,
         };
-        let directories: Vec<PathBuf> = watcher.watched.iter().cloned().collect();
-        directories.iter().for_each(|directory| watcher.add(directory));
         watcher.watch(protection);
         watcher
     }
 
     /// Brings the watches up to date with what is protected.
     pub(super) fn watch(&mut self, protection: &Protection) {
-        let new: Vec<PathBuf> =
-            protection.watch().filter(|path| !self.watched.contains(*path)).map(Path::to_owned).collect();
-        for directory in new {
-            self.add(&directory);
-            self.watched.insert(directory);
-        }
-    }
-
-    fn add(&mut self, directory: &Path) {
         let Some(inotify) = &mut self.inotify else { return };
-        if let Err(error) = inotify.watch(directory, RecursiveMode::NonRecursive) {
-            tracing::debug!(%error, directory = %directory.display(), "not watched; the regular scan looks at it");
+        let configuration = [&self.configuration.own, &self.configuration.policies].map(|path| (path.as_path(), true));
+        for (directory, contents) in configuration.into_iter().chain(protection.watch().map(|path| (path, false))) {
+            if let Err(error) = inotify.add(directory, contents) {
+                tracing::debug!(%error, directory = %directory.display(), "not watched; the regular scan looks at it");
+            }
         }
     }
 
@@ -94,7 +79,12 @@ impl Watcher {
     pub(super) async fn next(&mut self) -> Option<Rescan> {
         loop {
             let result = tokio::select! {
-                Some(()) = self.events.recv() => return None,
+                changes = changes(&mut self.inotify) => {
+                    if changes.iter().any(|change| self.configuration.has(change)) {
+                        self.changed_configuration = Some(Instant::now());
+                    }
+                    return None;
+                }
                 result = finished(&mut self.running) => result,
             };
             self.running = None;
@@ -117,11 +107,10 @@ impl Watcher {
     }
 
     /// Whether the configuration changed and has been left alone since. True once a change.
-    pub(super) fn configuration_changed(&self) -> bool {
-        let mut changed = self.changed_configuration.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let due = changed.is_some_and(|at| at.elapsed() >= QUIET);
+    pub(super) fn configuration_changed(&mut self) -> bool {
+        let due = self.changed_configuration.is_some_and(|at| at.elapsed() >= QUIET);
         if due {
-            *changed = None;
+            self.changed_configuration = None;
         }
         due
     }
@@ -151,27 +140,33 @@ async fn finished(running: &mut Option<JoinHandle<Rescan>>) -> Result<Rescan, Jo
     }
 }
 
-fn handler(
-    sender: mpsc::Sender<()>,
-    configuration: Arc<std::sync::Mutex<Option<Instant>>>,
-    [configuration_dir, policies_dir]: [PathBuf; 2],
-) -> impl Fn(notify::Result<notify::Event>) + Send + 'static {
-    move |event| {
-        let Ok(event) = event else { return };
-        if matches!(event.kind, notify::EventKind::Access(_)) {
-            return;
+/// Never, if nothing is watched or nothing can be told any more; then the regular scan goes on alone.
+async fn changes(inotify: &mut Option<Directories>) -> Vec<Change> {
+    let Some(directories) = inotify else { return std::future::pending().await };
+    match directories.changes().await {
+        Ok(changes) => changes,
+        Err(error) => {
+            tracing::warn!(%error, "file changes are not noticed at once any more; send SIGHUP after a change");
+            *inotify = None;
+            vec![Change::Anything]
         }
-        let ours = |path: &PathBuf| {
-            let named = |directory: &PathBuf, extension| {
-                path.parent() == Some(directory) && path.extension().is_some_and(|own| own == extension)
-            };
-            *path == policies_dir || named(&configuration_dir, "toml") || named(&policies_dir, "cedar")
+    }
+}
+
+/// Where the configuration is.
+struct Configuration {
+    own: PathBuf,
+    policies: PathBuf,
+}
+
+impl Configuration {
+    /// Whether a change is one of what the daemon reads.
+    fn has(&self, change: &Change) -> bool {
+        let Change::At(path) = change else { return true };
+        let named = |directory: &PathBuf, extension| {
+            path.parent() == Some(directory) && path.extension().is_some_and(|own| own == extension)
         };
-        if event.paths.iter().any(ours) {
-            *configuration.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(Instant::now());
-        }
-        // One waiting note is enough.
-        let _ = sender.try_send(());
+        *path == self.policies || named(&self.own, "toml") || named(&self.policies, "cedar")
     }
 }
 

@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use super::capacity::Capacity;
-use super::host::{Host, Process};
+use super::host::{Cost, Host, Process};
+use super::work::Operation;
 
 /// A promise and what was measured.
 #[derive(Debug, PartialEq, Serialize)]
@@ -23,7 +24,9 @@ impl Target {
 
 /// Every promise that can be measured on a host.
 pub(super) fn of(host: &Host, capacity: &Capacity) -> Vec<Target> {
-    let unmarked = host.costs.iter().filter(|cost| cost.process == Process::Unmarked);
+    // A catalogued secret is none of the files whose opens are to cost nothing.
+    let counts = |cost: &&Cost| cost.process == Process::Unmarked && cost.operation != Operation::OpenSecret.name();
+    let unmarked = host.costs.iter().filter(counts);
     let mut targets: Vec<Target> = unmarked
         .map(|cost| {
             let name = format!("unmarked {}, median ratio to daemon off", cost.operation);
