@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use agent_common::event::Ask;
 use agent_common::maps::{ConnectKey, FAMILY_V4};
 
 use crate::decision::{Judge, TaskKey};
@@ -46,6 +47,11 @@ impl Snapshot {
     /// The task that a mark names.
     pub(super) fn task(&self, slot: u32, epoch: u32) -> Option<&Arc<Known>> {
         self.tasks.get(&(slot, epoch))
+    }
+
+    /// Whether it has the task that asks, in the generation that it asks in.
+    pub(super) fn knows(&self, ask: &Ask) -> bool {
+        self.task(ask.actor.slot, ask.actor.epoch).is_some_and(|task| task.generation == ask.generation)
     }
 
     /// A destination with the catalogue's labels. `None` for a protocol that policy has no word for.

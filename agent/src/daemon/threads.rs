@@ -148,17 +148,25 @@ struct Upcalls {
 impl Upcalls {
     /// Answers a batch and returns how many it was.
     fn turn(&mut self) -> usize {
-        self.heartbeat();
-        let snapshot = self.shared.snapshot.load_full();
-        self.drop_old_rows(&snapshot);
+        let mut snapshot = self.shared.snapshot.load_full();
         // By parts, since each answer needs all but the ring.
         let Self { shared, ring, maps, rows, .. } = self;
-        ring.drain(BATCH, |event| match event {
-            Ok(Event::Ask(ask)) => answer(shared, maps, rows, &snapshot, &ask),
+        let taken = ring.drain(BATCH, |event| match event {
+            Ok(Event::Ask(ask)) => {
+                if !snapshot.knows(&ask) {
+                    // The task was opened, or got its new generation, after this turn began.
+                    snapshot = shared.snapshot.load_full();
+                }
+                answer(shared, maps, rows, &snapshot, &ask);
+            }
             _ => {
                 shared.undecodable.fetch_add(1, Ordering::Relaxed);
             }
-        })
+        });
+        // Housekeeping comes when nobody waits for it.
+        self.heartbeat();
+        self.drop_old_rows(&snapshot);
+        taken
     }
 
     /// The kernel denies once this is too old.

@@ -68,7 +68,7 @@ impl Fanotify {
     /// # Errors
     /// [`FanotifyError::Init`].
     pub fn new() -> Result<Self, FanotifyError> {
-        let flags = InitFlags::FAN_CLASS_PRE_CONTENT
+        let flags = InitFlags::FAN_CLASS_CONTENT
             | InitFlags::FAN_CLOEXEC
             | InitFlags::FAN_NONBLOCK
             | InitFlags::FAN_UNLIMITED_QUEUE
