@@ -223,6 +223,17 @@ impl fmt::Display for DecodeError {
 impl core::error::Error for DecodeError {}
 
 impl Event {
+    /// When, boot clock, nanoseconds.
+    pub const fn time(&self) -> u64 {
+        match self {
+            Self::Ask(event) => event.time,
+            Self::Decided(event) => event.time,
+            Self::Forked(event) => event.time,
+            Self::Executed(event) => event.time,
+            Self::Exited(event) => event.time,
+        }
+    }
+
     /// Decodes one ring item. Bytes beyond the kind's size are ignored: the kernel pads ring items.
     ///
     /// # Errors

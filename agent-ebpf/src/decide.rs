@@ -222,7 +222,7 @@ fn first_contact<K: Key, D: Describe>(question: &Question<'_, K, D>, task: &Task
     let outstanding = outstanding_of(usage);
     let before = (add(outstanding, 1), add(holders, 1));
     let busy = before.0 >= i64::from(settings.max_outstanding) || before.1 >= i64::from(settings.max_holders);
-    let outcome = if busy { refused_busy(question) } else { held(question, settings) };
+    let outcome = if busy { refused_busy(question) } else { held(question, settings, task) };
     add(holders, -1);
     add(outstanding, -1);
     outcome
@@ -236,7 +236,7 @@ fn refused_busy<K: Key, D: Describe>(question: &Question<'_, K, D>) -> Outcome {
 }
 
 #[inline(always)]
-fn held<K: Key, D: Describe>(question: &Question<'_, K, D>, settings: &Settings) -> Outcome {
+fn held<K: Key, D: Describe>(question: &Question<'_, K, D>, settings: &Settings, task: &TaskState) -> Outcome {
     let waits = settings.hold_budget != 0;
     if !ask(question, if waits { HELD_WAITS } else { HELD_REFUSED }) {
         return structural(Effect::Deny, Reason::UpcallLost);
@@ -247,8 +247,13 @@ fn held<K: Key, D: Describe>(question: &Question<'_, K, D>, settings: &Settings)
         unsafe { bpf_loop(MAX_TURNS, K::TURN as *mut c_void, (&raw mut hold).cast(), 0) };
     }
     // Looked up again, since on 6.1 the verifier prunes away branches on what a callback left in its context.
+    let time = now();
     let mut outcome = match question.key.verdict() {
-        Some(verdict) if verdict.not_after >= question.time => {
+        // A caller that was preempted may come back long after its task is over.
+        _ if over(task, question.mark.epoch, time).is_some() => {
+            structural(Effect::Deny, over(task, question.mark.epoch, time).unwrap_or(Reason::Ended))
+        }
+        Some(verdict) if verdict.not_after >= time => {
             if verdict.once != 0 {
                 question.key.forget();
             }
@@ -259,7 +264,7 @@ fn held<K: Key, D: Describe>(question: &Question<'_, K, D>, settings: &Settings)
             structural(Effect::Deny, Reason::Timeout)
         }
     };
-    outcome.latency = (now() - question.time).min(u64::from(u32::MAX)) as u32;
+    outcome.latency = (time - question.time).min(u64::from(u32::MAX)) as u32;
     outcome
 }
 

@@ -22,13 +22,17 @@ offsets! {
     linux_binprm__filename
     file__f_inode
     file__f_path
+    file__f_flags
     path__dentry
     inode__i_sb
     inode__i_ino
+    inode__i_nlink
     super_block__s_dev
+    super_block__s_root
     dentry__d_parent
     dentry__d_inode
     dentry__d_name
+    dentry__d_sb
     qstr__name
 }
 

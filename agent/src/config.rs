@@ -4,7 +4,6 @@ mod fields;
 #[cfg(test)]
 mod tests;
 
-use std::fs;
 use std::io::{self, ErrorKind};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -15,6 +14,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::domain::Mode;
 use crate::domain::duration::parse_duration;
+use crate::domain::text_file::read_text;
 use crate::domain::toml_text::{Reader, Table, TextErrors};
 
 const MAX_OUTSTANDING: i64 = 65_536;
@@ -223,7 +223,7 @@ impl Config {
 }
 
 fn read_if_there(file: &Path) -> Result<String, ConfigError> {
-    match fs::read_to_string(file) {
+    match read_text(file) {
         Ok(text) => Ok(text),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
         Err(source) => Err(ConfigError::Read { file: file.to_owned(), source }),

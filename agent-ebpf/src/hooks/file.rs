@@ -16,6 +16,8 @@ use crate::offsets::{self, address_of, member};
 use crate::record::Describe;
 
 const EPERM: i32 = 1;
+/// `__O_TMPFILE` (include/uapi/asm-generic/fcntl.h), the same on x86-64 and arm64.
+const O_TMPFILE: u32 = 0o20_000_000;
 /// Directories above a file that are looked at; a file deeper than this is refused.
 const MAX_DEPTH: u32 = 64;
 
@@ -43,7 +45,7 @@ fn open(mark: &Mark, file: *const c_void) -> bool {
         return true;
     }
     let mut what = Secret { file: key, directory: FileKey::zeroed(), class: 0, dentry };
-    match classify(&mut what) {
+    match classify(&mut what, file) {
         Class::Free => true,
         Class::Unknown => decide::refuse(mark, Action::Read, Reason::Undecidable, &what),
         Class::Secret => decide(mark, &mut ReadKey { class: what.class, ..ReadKey::zeroed() }, &what),
@@ -79,11 +81,17 @@ enum Class {
 
 /// By the inode itself, then by the directories above it.
 #[inline(always)]
-fn classify(what: &mut Secret) -> Class {
+fn classify(what: &mut Secret, file: *const c_void) -> Class {
     // SAFETY: the value is copied at once.
     if let Some(class) = unsafe { SECRETS.get(what.file).copied() } {
         what.class = class;
         return Class::Secret;
+    }
+    let guarded = has_secrets(what.file.device);
+    // SAFETY: `file` is the hook's argument, and `f_inode` one of its members.
+    if guarded && unsafe { is_unlinked(file) } {
+        // It may have been a secret until a moment ago: a descriptor opened with O_PATH outlives the name.
+        return Class::Unknown;
     }
     let mut at = what.dentry;
     for _ in 0..MAX_DEPTH {
@@ -99,12 +107,48 @@ fn classify(what: &mut Secret) -> Class {
             return Class::Secret;
         }
         if parent == at {
-            return Class::Free;
+            // Without a path from the root (`open_by_handle_at`), nobody can tell what it is below.
+            // SAFETY: `at` is a `dentry`, and its super block one of its members.
+            return if guarded && !unsafe { is_root(at) } { Class::Unknown } else { Class::Free };
         }
         at = parent;
     }
     count(Counter::WalkTooDeep);
     Class::Unknown
+}
+
+/// Whether the catalogue has anything on a device: the daemon notes each under inode 0, which no file has.
+#[inline(always)]
+fn has_secrets(device: u64) -> bool {
+    // SAFETY: only its being there counts.
+    unsafe { SECRETS.get(FileKey { device, inode: 0 }).is_some() }
+}
+
+/// Whether no name is left, and the file is not one that never had any (`O_TMPFILE`).
+///
+/// # Safety
+/// `file` must be a `file` to the verifier.
+#[inline(always)]
+unsafe fn is_unlinked(file: *const c_void) -> bool {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let inode: *const c_void = member(file, &offsets::file__f_inode);
+        let links: u32 = member(inode, &offsets::inode__i_nlink);
+        let flags: u32 = member(file, &offsets::file__f_flags);
+        links == 0 && flags & O_TMPFILE == 0
+    }
+}
+
+/// # Safety
+/// `dentry` must be a `dentry` to the verifier.
+#[inline(always)]
+unsafe fn is_root(dentry: *const c_void) -> bool {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let sb: *const c_void = member(dentry, &offsets::dentry__d_sb);
+        let root: *const c_void = member(sb, &offsets::super_block__s_root);
+        root == dentry
+    }
 }
 
 /// # Safety

@@ -23,25 +23,27 @@ const IPPROTO_UDP: u32 = 17;
 /// `net/ipv4/tcp_ipv4.c: tcp_v4_pre_connect`, `net/ipv4/udp.c: udp_pre_connect`.
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
-    guard(&ctx, FAMILY_V4)
+    guard(&ctx, FAMILY_V4, 0)
 }
 
 /// `net/ipv6/tcp_ipv6.c: tcp_v6_pre_connect`, `net/ipv6/udp.c: udpv6_pre_connect`; IPv4-mapped addresses come here too.
 #[cgroup_sock_addr(connect6)]
 pub fn connect6(ctx: SockAddrContext) -> i32 {
-    guard(&ctx, FAMILY_V6)
+    guard(&ctx, FAMILY_V6, 0)
 }
 
 /// `net/ipv4/udp.c: udp_sendmsg` of an unconnected socket.
 #[cgroup_sock_addr(sendmsg4)]
 pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
-    guard(&ctx, FAMILY_V4)
+    // SAFETY: a field of the program's context, which this attach type may read: the source of `IP_PKTINFO`.
+    let source = unsafe { core::ptr::read_volatile(&raw const (*ctx.sock_addr).msg_src_ip4) };
+    guard(&ctx, FAMILY_V4, source)
 }
 
 /// `net/ipv6/udp.c: udpv6_sendmsg` of an unconnected socket.
 #[cgroup_sock_addr(sendmsg6)]
 pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
-    guard(&ctx, FAMILY_V6)
+    guard(&ctx, FAMILY_V6, 0)
 }
 
 /// Where a connection or a packet goes.
@@ -55,12 +57,14 @@ impl Describe for Destination {
 }
 
 #[inline(always)]
-fn guard(ctx: &SockAddrContext, family: u8) -> i32 {
+fn guard(ctx: &SockAddrContext, family: u8, source: u32) -> i32 {
     let Some(mark) = current::task_mark() else { return ALLOW };
-    let mut key = destination(ctx, family);
-    let what = Destination(key);
     // SAFETY: `sk` is a field of the program's context, which the verifier checks.
     let socket = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
+    // SAFETY: a field of the socket, whose type the verifier knows.
+    let bound = unsafe { core::ptr::read_volatile(&raw const (*socket).src_ip4) };
+    let mut key = destination(ctx, family, if source != 0 { source } else { bound });
+    let what = Destination(key);
     // SAFETY: as above.
     let protocol = unsafe { (*ctx.sock_addr).protocol };
     let ours = LABELS.get(socket.cast()).is_some_and(|label| label.slot == mark.slot && label.epoch == mark.epoch);
@@ -74,9 +78,11 @@ fn guard(ctx: &SockAddrContext, family: u8) -> i32 {
     if go_on { ALLOW } else { DENY }
 }
 
-/// The destination as packets will carry it: IPv4-mapped as IPv4, the unspecified address as loopback.
+/// The destination as packets will carry it: IPv4-mapped as IPv4, the unspecified address as the socket's own source address
+/// if it has one and as loopback else (`net/ipv4/route.c: ip_route_output_key_hash_rcu`). IPv6 knows loopback only
+/// (`net/ipv6/tcp_ipv6.c: tcp_v6_connect`).
 #[inline(always)]
-fn destination(ctx: &SockAddrContext, family: u8) -> ConnectKey {
+fn destination(ctx: &SockAddrContext, family: u8, source: u32) -> ConnectKey {
     let mut key = ConnectKey::zeroed();
     let addr = ctx.sock_addr;
     // SAFETY: constant offsets into the program's context. Volatile, one word at a time: the verifier refuses a wider or
@@ -86,31 +92,35 @@ fn destination(ctx: &SockAddrContext, family: u8) -> ConnectKey {
         key.protocol = core::ptr::read_volatile(&raw const (*addr).protocol) as u8;
         if family == FAMILY_V4 {
             let word = core::ptr::read_volatile(&raw const (*addr).user_ip4);
-            set_v4(&mut key, word);
+            set_v4(&mut key, word, source);
         } else {
             let a = core::ptr::read_volatile(&raw const (*addr).user_ip6[0]);
             let b = core::ptr::read_volatile(&raw const (*addr).user_ip6[1]);
             let c = core::ptr::read_volatile(&raw const (*addr).user_ip6[2]);
             let d = core::ptr::read_volatile(&raw const (*addr).user_ip6[3]);
-            set_v6(&mut key, [a, b, c, d]);
+            set_v6(&mut key, [a, b, c, d], source);
         }
     }
     key
 }
 
-/// `word` is in network byte order.
+/// `word` and `source` are in network byte order.
 #[inline(always)]
-fn set_v4(key: &mut ConnectKey, word: u32) {
-    let word = if word == 0 { u32::from_ne_bytes([127, 0, 0, 1]) } else { word };
+fn set_v4(key: &mut ConnectKey, word: u32, source: u32) {
+    let word = match (word, source) {
+        (0, 0) => u32::from_ne_bytes([127, 0, 0, 1]),
+        (0, source) => source,
+        (word, _) => word,
+    };
     key.family = FAMILY_V4;
     key.address = bytemuck::cast([word, 0, 0, 0]);
 }
 
 #[inline(always)]
-fn set_v6(key: &mut ConnectKey, words: [u32; 4]) {
+fn set_v6(key: &mut ConnectKey, words: [u32; 4], source: u32) {
     let [a, b, c, d] = words;
     if a == 0 && b == 0 && c == u32::from_be(0xffff) {
-        return set_v4(key, d);
+        return set_v4(key, d, source);
     }
     let d = if a | b | c | d == 0 { u32::from_be(1) } else { d };
     key.family = FAMILY_V6;

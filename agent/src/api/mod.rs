@@ -14,7 +14,7 @@ pub mod words;
 
 pub use client::{Client, ClientError};
 pub use command::{Command, Peer, Reply};
-pub use server::serve;
+pub use server::{Admits, serve};
 pub use socket::{BindError, bind};
 pub use stream::Records;
 pub use types::{ErrorBody, ErrorCode, OpenTask, StatusView, TaskView};

@@ -13,13 +13,15 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::routes::{Shared, router};
+use super::routes::{Shared, refusing_router, router};
 use super::{Command, Peer, Records};
 
 /// Connections at once; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 128;
 /// How long a connection may take to send a request's head.
 const HEAD_LIMIT: Duration = Duration::from_secs(5);
+/// Connections that are told at once why they are not served; more are dropped.
+const MAX_REFUSED: usize = 8;
 /// How long a request may take from its head to its answer's head.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 /// How long connections may take to end once the server goes down.
@@ -27,7 +29,11 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(2);
 /// How long to wait after accept(2) failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves uid 0 on `listener` until `shutdown` resolves, then lets connections end for at most two seconds.
+/// Tells who is served. It is asked before anything is read, for each connection.
+pub type Admits = Box<dyn Fn(Peer) -> bool + Send + Sync>;
+
+/// Serves uid 0 on `listener` until `shutdown` resolves, then lets connections end for at most two seconds. Whom `admits`
+/// does not admit is told so and takes nobody's place.
 ///
 /// # Errors
 /// If the listener is unusable for good.
@@ -35,9 +41,10 @@ pub async fn serve(
     listener: UnixListener,
     commands: mpsc::Sender<Command>,
     records: Records,
+    admits: Admits,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    serve_for(0, REQUEST_LIMIT, listener, commands, records, shutdown).await
+    serve_for(0, REQUEST_LIMIT, listener, commands, records, admits, shutdown).await
 }
 
 pub(super) async fn serve_for(
@@ -46,37 +53,51 @@ pub(super) async fn serve_for(
     listener: UnixListener,
     commands: mpsc::Sender<Command>,
     records: Records,
+    admits: Admits,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
     let (close, closing) = watch::channel(false);
     let routes = router(Shared { commands, records, closing: closing.clone(), uid, time_limit });
-    let mut connections = JoinSet::new();
-    let ended = accept_until(shutdown, &listener, &mut connections, &routes, &closing).await;
+    let mut connections = Connections { admits, routes, closing, served: JoinSet::new(), refused: JoinSet::new() };
+    let ended = connections.accept_until(shutdown, &listener).await;
     drop(listener);
     close.send_replace(true);
-    drain(connections).await;
+    drain(connections.served).await;
     ended
 }
 
-async fn accept_until(
-    shutdown: impl Future<Output = ()>,
-    listener: &UnixListener,
-    connections: &mut JoinSet<()>,
-    routes: &Router,
-    closing: &watch::Receiver<bool>,
-) -> io::Result<()> {
-    let mut shutdown = pin!(shutdown);
-    loop {
-        tokio::select! {
-            () = &mut shutdown => return Ok(()),
-            Some(_) = connections.join_next() => {}
-            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(serve_one(stream, routes.clone(), closing.clone()));
-                }
-                Err(error) if is_passing(&error) => tokio::time::sleep(ACCEPT_PAUSE).await,
-                Err(error) => return Err(error),
-            },
+struct Connections {
+    admits: Admits,
+    routes: Router,
+    closing: watch::Receiver<bool>,
+    served: JoinSet<()>,
+    /// Apart, so that an agent's connections do not keep an operator from revoking its task.
+    refused: JoinSet<()>,
+}
+
+impl Connections {
+    async fn accept_until(&mut self, shutdown: impl Future<Output = ()>, listener: &UnixListener) -> io::Result<()> {
+        let mut shutdown = pin!(shutdown);
+        loop {
+            tokio::select! {
+                () = &mut shutdown => return Ok(()),
+                Some(_) = self.served.join_next() => {}
+                Some(_) = self.refused.join_next() => {}
+                accepted = listener.accept(), if self.served.len() < MAX_CONNECTIONS => match accepted {
+                    Ok((stream, _)) => self.take(stream),
+                    Err(error) if is_passing(&error) => tokio::time::sleep(ACCEPT_PAUSE).await,
+                    Err(error) => return Err(error),
+                },
+            }
+        }
+    }
+
+    fn take(&mut self, stream: UnixStream) {
+        let Ok(peer) = peer(&stream) else { return };
+        if (self.admits)(peer) {
+            self.served.spawn(serve_one(stream, peer, self.routes.clone(), self.closing.clone()));
+        } else if self.refused.len() < MAX_REFUSED {
+            self.refused.spawn(serve_one(stream, peer, refusing_router(), self.closing.clone()));
         }
     }
 }
@@ -87,8 +108,7 @@ fn is_passing(error: &io::Error) -> bool {
     matches!(code, Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::ECONNABORTED | libc::EINTR))
 }
 
-async fn serve_one(stream: UnixStream, routes: Router, mut closing: watch::Receiver<bool>) {
-    let Ok(peer) = peer(&stream) else { return };
+async fn serve_one(stream: UnixStream, peer: Peer, routes: Router, mut closing: watch::Receiver<bool>) {
     let service = TowerToHyperService::new(routes.layer(Extension(peer)));
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_LIMIT);

@@ -42,7 +42,8 @@ impl Daemon {
         let records = Records { lines: lines.clone(), missed: |count| format!("missed {count}").into() };
         let (shutdown, stop) = oneshot::channel();
         let stop = async { drop(stop.await) };
-        let server = server::serve_for(uid, Duration::from_millis(200), listener, commands, records, stop);
+        let server =
+            server::serve_for(uid, Duration::from_millis(200), listener, commands, records, Box::new(|_| true), stop);
         let server = tokio::spawn(server);
         Self { _directory: directory, socket, records: lines, peers, shutdown: Some(shutdown), server }
     }

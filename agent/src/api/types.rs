@@ -270,6 +270,8 @@ pub enum ErrorCode {
     BadBody,
     /// The caller is not uid 0.
     NotRoot,
+    /// The caller works for a task.
+    InsideTask,
     /// The registry does not have the agent, intent or user, or the catalogues not the label.
     Unknown,
     /// The registry does not let this agent have this intent.
@@ -299,7 +301,7 @@ impl ErrorCode {
     pub const fn status(self) -> u16 {
         match self {
             Self::BadRequest | Self::BadTtl | Self::Unknown => 400,
-            Self::NotRoot | Self::IntentNotAllowed => 403,
+            Self::NotRoot | Self::InsideTask | Self::IntentNotAllowed => 403,
             Self::NoRoute | Self::NoTask => 404,
             Self::BadMethod => 405,
             Self::AmbiguousTask | Self::TaskOver => 409,

@@ -37,7 +37,7 @@ use self::sources::Sources;
 use self::start::Started;
 use self::state::Daemon;
 use self::threads::Note;
-use crate::api::{self, Command, ErrorBody, Records};
+use crate::api::{self, Admits, Command, ErrorBody, Records};
 use crate::config::{Config, Flags};
 use crate::kernel::Ring;
 use crate::record::{Cause, missed_line};
@@ -82,7 +82,11 @@ pub fn run(flags: &Flags) -> Result<(), DaemonError> {
     start::check_host()?;
     let config = Config::load(flags)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|error| DaemonError::System("make the event loop", error))?.block_on(serve(config))
+    let runtime = runtime.map_err(|error| DaemonError::System("make the event loop", error))?;
+    let result = runtime.block_on(serve(config, flags));
+    // Without waiting: a scan may hang on a file system that does not answer.
+    runtime.shutdown_background();
+    result
 }
 
 /// Says that there is nothing to say, but for warnings.
@@ -93,13 +97,13 @@ fn check(config: &Config) -> Result<(), DaemonError> {
     Ok(())
 }
 
-async fn serve(config: Config) -> Result<(), DaemonError> {
+async fn serve(config: Config, flags: &Flags) -> Result<(), DaemonError> {
     let sources = Sources::read(&config)?;
     sources.warn();
     let lock = start::lock(&config)?;
     let socket = config.runtime_dir.join("writd.sock");
     let listener = api::bind(&socket)?;
-    let result = match start::start(config, sources, lock) {
+    let result = match start::start(config, flags, sources, lock) {
         Ok(started) => Loop::new(started, listener)?.run().await,
         Err(error) => Err(error),
     };
@@ -134,7 +138,9 @@ impl Loop {
         let (sender, commands) = mpsc::channel(COMMANDS);
         let (stop_server, stopped) = oneshot::channel::<()>();
         let lines = Records { lines: daemon.recorder.watchers(), missed: missed_line };
-        let server = tokio::spawn(api::serve(listener, sender, lines, async { drop(stopped.await) }));
+        let maps = daemon.kernel.maps().map_err(|error| DaemonError::Kernel(error.into()))?;
+        let admits: Admits = Box::new(move |peer| maps.processes.get(peer.pid).is_none());
+        let server = tokio::spawn(api::serve(listener, sender, lines, admits, async { drop(stopped.await) }));
         let watcher = Watcher::new(&daemon.config, &daemon.protection);
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -187,8 +193,8 @@ impl Loop {
     /// Carries out one input. Returns why to stop, if so.
     fn take(&mut self, input: Input) -> Option<Result<&'static str, DaemonError>> {
         match input {
-            Input::Kernel(events) => self.kernel_events(events),
-            Input::Note(note) => self.daemon.noted(&note),
+            Input::Kernel(events) => self.take_in(None, events),
+            Input::Note(note) => self.take_in(Some(note), Vec::new()),
             Input::Command(command) => self.command(command),
             Input::Changed => self.watcher.note_change(),
             Input::Scanned(rescan) => self.scanned(rescan),
@@ -203,17 +209,29 @@ impl Loop {
         None
     }
 
-    fn kernel_events(&mut self, events: Vec<Result<KernelEvent, DecodeError>>) {
-        // What a process was answered comes before the news that it has gone.
+    /// What the kernel and the decision threads say comes by two ways: it is taken in by the time at which it happened, so
+    /// that a process is known before its deeds and its deeds before its end.
+    fn take_in(&mut self, note: Option<Note>, mut events: Vec<Result<KernelEvent, DecodeError>>) {
+        let mut notes: Vec<Note> = note.into_iter().collect();
         while let Ok(note) = self.notes.try_recv() {
-            self.daemon.noted(&note);
+            notes.push(note);
         }
+        if events.len() < BATCH {
+            self.records.get_mut().drain(BATCH, |event| events.push(event));
+        }
+        notes.sort_by_key(|note| note.time);
+        let mut notes = notes.into_iter().peekable();
         for event in events {
-            match event {
-                Ok(event) => self.daemon.kernel_event(event),
-                Err(_) => self.daemon.lost(Cause::Undecodable, 1),
+            let Ok(event) = event else {
+                self.daemon.lost(Cause::Undecodable, 1);
+                continue;
+            };
+            while let Some(note) = notes.next_if(|note| note.time <= event.time()) {
+                self.daemon.noted(&note);
             }
+            self.daemon.kernel_event(event);
         }
+        notes.for_each(|note| self.daemon.noted(&note));
     }
 
     fn tick(&mut self) -> Option<Result<&'static str, DaemonError>> {
@@ -232,7 +250,9 @@ impl Loop {
     /// Reads everything again; on any fault what is in force stays.
     fn reload(&mut self) -> Result<(), ErrorBody> {
         let result = self.daemon.reload();
-        self.watcher.scan_soon(true);
+        // Directories may have come, or been replaced.
+        self.watcher.watch(&self.daemon.protection);
+        self.watcher.scan_soon(result.is_ok());
         result
     }
 

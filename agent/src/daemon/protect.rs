@@ -3,7 +3,7 @@
 //! Each protected file and directory is held by an `O_PATH` descriptor, so that its inode number cannot be given to
 //! another file while a rule speaks of it. A secret that was renamed away stays protected until it is really gone.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
@@ -63,15 +63,35 @@ impl Protection {
         let changes = scan.changes_since(&self.scan);
         self.problems = scan.problems.iter().map(ToString::to_string).collect();
         self.scan = scan;
-        self.orphans.extend(changes.gone.iter().filter_map(|gone| self.held.remove(&gone.path)));
+        for gone in &changes.gone {
+            if let Some(held) = self.held.remove(&gone.path) {
+                // Still where it was: it is the catalogue that no longer speaks of it.
+                if reloaded && still_there(gone) {
+                    self.free(maps, &held);
+                } else {
+                    self.orphans.push(held);
+                }
+            }
+        }
+        let mut failed = HashSet::new();
         for (found, directory) in changed(&changes) {
             if let Err(cause) = self.protect(maps, found, directory) {
                 let path = found.path.display();
                 self.problems.push(format!("`{path}` is not protected: {cause}"));
+                failed.insert(found.path.clone());
             }
         }
+        self.scan.forget(&failed);
         self.bury(maps);
+        self.forget_known_orphans();
         !changes.is_empty()
+    }
+
+    /// An orphan that was found again under another name, or that is one of several under which a file was known, needs no
+    /// descriptor of its own.
+    fn forget_known_orphans(&mut self) {
+        let mut known: HashSet<FileKey> = self.held.values().flat_map(|held| held.keys.iter().copied()).collect();
+        self.orphans.retain(|orphan| orphan.keys.first().is_some_and(|key| known.insert(*key)));
     }
 
     /// Protects one more file, which no catalogue speaks of.
@@ -142,11 +162,12 @@ impl Protection {
 
     /// By the descriptor that is held, not by the path: whoever swaps something on the way changes nothing.
     fn guard(&self, maps: &mut Maps, found: &Protected, file: &File, directory: bool) -> Result<Vec<FileKey>, String> {
-        let held = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let held = by_descriptor(file);
         match &self.guarding {
             Guarding::Kernel => {
                 let keys = learn::learn(maps, &held).map_err(|error| chain(&error))?;
                 keys.iter().try_for_each(|key| put(maps, *key, found.class, directory)).map_err(|e| chain(&e))?;
+                keys.iter().try_for_each(|key| mark_device(maps, key.device)).map_err(|e| chain(&e))?;
                 Ok(keys)
             }
             Guarding::Fanotify(group) => {
@@ -162,18 +183,29 @@ impl Protection {
         let orphans = std::mem::take(&mut self.orphans);
         for orphan in orphans {
             match orphan.file.metadata() {
-                Ok(meta) if meta.nlink() == 0 => self.ledger.forget(meta.dev(), meta.ino()),
+                Ok(meta) if meta.nlink() == 0 => {}
                 _ => {
                     self.orphans.push(orphan);
                     continue;
                 }
             }
-            for key in &orphan.keys {
-                let map = if orphan.directory { &mut maps.directories } else { &mut maps.secrets };
-                map.remove(*key);
-                if self.paths.get(key) == Some(&orphan.path) {
-                    self.paths.remove(key);
-                }
+            self.free(maps, &orphan);
+        }
+    }
+
+    /// Takes the rules back.
+    fn free(&mut self, maps: &mut Maps, held: &Held) {
+        if let Ok(meta) = held.file.metadata() {
+            self.ledger.forget(meta.dev(), meta.ino());
+        }
+        for key in &held.keys {
+            match &self.guarding {
+                Guarding::Kernel if held.directory => maps.directories.remove(*key),
+                Guarding::Kernel => maps.secrets.remove(*key),
+                Guarding::Fanotify(group) => group.unwatch(&by_descriptor(&held.file), held.directory),
+            }
+            if self.paths.get(key) == Some(&held.path) {
+                self.paths.remove(key);
             }
         }
     }
@@ -189,6 +221,20 @@ fn changed(changes: &Changes) -> impl Iterator<Item = (&Protected, bool)> {
 fn put(maps: &mut Maps, key: FileKey, class: u32, directory: bool) -> Result<(), MapError> {
     let map = if directory { &mut maps.directories } else { &mut maps.secrets };
     map.put(key, class)
+}
+
+/// Tells the program that files of this device are worth a closer look.
+fn mark_device(maps: &mut Maps, device: u64) -> Result<(), MapError> {
+    maps.secrets.put(FileKey { device, inode: 0 }, 0)
+}
+
+/// A path that leads to what a descriptor holds, whatever became of its name.
+fn by_descriptor(file: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+fn still_there(found: &Protected) -> bool {
+    std::fs::symlink_metadata(&found.path).is_ok_and(|meta| (meta.dev(), meta.ino()) == (found.device, found.inode))
 }
 
 /// Takes hold of what the scan found; what is there now may be something else.

@@ -176,7 +176,7 @@ impl Daemon {
     /// # Errors
     /// What is wrong with the new set.
     pub(super) fn reload(&mut self) -> Result<(), ErrorBody> {
-        let refused = match Sources::read(&self.config) {
+        let refused = match self.read_again() {
             Ok(sources) => match self.adopt(sources) {
                 Ok(()) => return Ok(()),
                 Err(error) => (error, true),
@@ -190,6 +190,15 @@ impl Daemon {
         let event = if policy { Event::PolicyRejected(rejected) } else { Event::CatalogueRejected(rejected) };
         self.recorder.record(Timestamp::now(), event);
         Err(ErrorBody::new(ErrorCode::ReloadRefused, error, "mend it and reload; the last good set stays in force"))
+    }
+
+    /// The sources, if the configuration has no faults either: with one, the next start would fail.
+    fn read_again(&self) -> Result<Sources, DaemonError> {
+        let config = Config::load(&self.flags)?;
+        if config != self.config {
+            tracing::warn!("writd.toml differs from what is in force; it takes effect when writd is restarted");
+        }
+        Sources::read(&self.config)
     }
 
     /// Takes in what a scan found. True if anything changed.

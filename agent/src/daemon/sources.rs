@@ -10,6 +10,7 @@ use jiff::tz::TimeZone;
 use super::DaemonError;
 use super::threads::now;
 use crate::config::{Config, Homes};
+use crate::domain::text_file::read_text;
 use crate::policy::{self, Policies};
 use crate::resource::{Endpoints, Secrets, endpoints, homes, secrets};
 use crate::task::Registry;
@@ -74,7 +75,7 @@ fn policies(directory: &Path) -> Result<Policies, DaemonError> {
 }
 
 fn read_if_there(file: &Path) -> Result<Option<String>, DaemonError> {
-    match fs::read_to_string(file) {
+    match read_text(file) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(DaemonError::Read(file.to_owned(), error)),

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::thread::JoinHandle;
 
+use agent_common::Counter;
 use agent_common::maps::{MARK_RESERVE, MAX_PROCESSES, Settings};
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
@@ -24,7 +25,7 @@ use super::snapshot::Snapshot;
 use super::sources::Sources;
 use super::state::{Daemon, Parts};
 use super::threads::{self, Note, Shared};
-use crate::config::{Config, Require};
+use crate::config::{Config, Flags, Require};
 use crate::domain::clock::boot_now_ns;
 use crate::kernel::lsm::{BpfLsm, bpf_lsm};
 use crate::kernel::{Fanotify, Guard, Guards, Kernel, Layout, Loaded, Maps, Ring, learn};
@@ -91,7 +92,7 @@ pub(super) fn lock(config: &Config) -> Result<File, DaemonError> {
 ///
 /// # Errors
 /// [`DaemonError`]; whatever was attached is detached again.
-pub(super) fn start(config: Config, sources: Sources, lock: File) -> Result<Started, DaemonError> {
+pub(super) fn start(config: Config, flags: &Flags, sources: Sources, lock: File) -> Result<Started, DaemonError> {
     let mut recorder = Recorder::new(sinks(&config)?);
     recorder.record(Timestamp::now(), Event::DaemonStarted(daemon_started()));
     raise_descriptor_limit();
@@ -127,8 +128,20 @@ pub(super) fn start(config: Config, sources: Sources, lock: File) -> Result<Star
     };
     let limits = Limits { default_ttl: config.default_ttl, max_ttl: config.max_ttl };
     let table = TaskTable::new(limits, generation);
-    let parts =
-        Parts { config, kernel, maps, shared, classes, protection, guarding, coverage, recorder, table, generation };
+    let parts = Parts {
+        config,
+        flags: flags.clone(),
+        kernel,
+        maps,
+        shared,
+        classes,
+        protection,
+        guarding,
+        coverage,
+        recorder,
+        table,
+        generation,
+    };
     let mut daemon = Daemon::new(parts, sources.registry, sources.secrets);
     daemon.dismiss_canary(&targets);
     Ok(Started { daemon, records, notes, threads, lock })
@@ -309,6 +322,7 @@ impl Daemon {
     fn dismiss_canary(&mut self, targets: &Targets) {
         let _ = fs::remove_file(targets.secret());
         self.protection.remove(&mut self.maps, targets.secret());
+        self.baseline = Counter::ALL.iter().map(|counter| (*counter, self.maps.counter(*counter))).collect();
         let mut snapshot = Snapshot::clone(&self.shared.snapshot.load());
         snapshot.tasks.clear();
         snapshot.places = Arc::new(self.protection.places());

@@ -17,7 +17,7 @@ use super::sources::Sources;
 use super::threads::{Shared, now};
 use crate::api::types::{MarkTarget, OpenTask};
 use crate::api::{ErrorBody, ErrorCode, Peer};
-use crate::config::Config;
+use crate::config::{Config, Flags};
 use crate::decision::Rows;
 use crate::domain::clock::BootClock;
 use crate::domain::{Effect, UnixMillis};
@@ -32,6 +32,8 @@ use crate::task::{FindError, KnownLabels, Now, Registry, Task, TaskRequest, Task
 /// All state. Owned by the one loop.
 pub(super) struct Daemon {
     pub(super) config: Config,
+    /// For reading the configuration again.
+    pub(super) flags: Flags,
     /// Held for its attached programs: dropping it detaches them.
     pub(super) kernel: Kernel,
     pub(super) maps: Maps,
@@ -57,6 +59,8 @@ pub(super) struct Daemon {
     /// Losses by cause since the start.
     pub(super) losses: std::collections::BTreeMap<String, u64>,
     pub(super) rates: super::status::Rates,
+    /// What the kernel had counted for the canary, when it was done.
+    pub(super) baseline: HashMap<Counter, u64>,
     /// Decisions that the kernel's counters do not know of: fanotify's, and those of audit mode.
     pub(super) noted: HashMap<Effect, u64>,
     pub(super) draining: Vec<Draining>,
@@ -65,6 +69,7 @@ pub(super) struct Daemon {
 /// What [`Daemon::new`] takes beside the sources.
 pub(super) struct Parts {
     pub(super) config: Config,
+    pub(super) flags: Flags,
     pub(super) kernel: Kernel,
     pub(super) maps: Maps,
     pub(super) shared: Shared,
@@ -81,6 +86,7 @@ impl Daemon {
     pub(super) fn new(parts: Parts, registry: Registry, secrets: Arc<Secrets>) -> Self {
         Self {
             config: parts.config,
+            flags: parts.flags,
             kernel: parts.kernel,
             maps: parts.maps,
             shared: parts.shared,
@@ -103,6 +109,7 @@ impl Daemon {
             told: HashMap::new(),
             losses: std::collections::BTreeMap::new(),
             rates: super::status::Rates::default(),
+            baseline: HashMap::new(),
             noted: HashMap::new(),
             draining: Vec::new(),
         }
@@ -125,6 +132,7 @@ impl Daemon {
             }
             Err(message) => {
                 self.take_down(&task, TaskStatus::Ended);
+                self.uncount(&task);
                 self.release(task.slot, task.epoch);
                 Err(ErrorBody::new(ErrorCode::MarkFailed, message, "run `writ status` and see the daemon's log"))
             }
@@ -177,7 +185,7 @@ impl Daemon {
     fn mark(&mut self, task: &Task, peer: Peer) -> Result<(), String> {
         let before = snapshot(peer.pid).map_err(|error| chain(&error))?;
         let mark = Mark { slot: task.slot, epoch: task.epoch, start: 0 };
-        self.maps.processes.put(peer.pid, mark).map_err(|error| chain(&error))?;
+        self.maps.processes.put_new(peer.pid, mark).map_err(|error| chain(&error))?;
         let holds = self.maps.processes.get(peer.pid) == Some(mark);
         let same = snapshot(peer.pid).is_ok_and(|after| after.start == before.start);
         if !(holds && same) {
@@ -191,8 +199,16 @@ impl Daemon {
     pub(super) fn abandon(&mut self, task: &Task, peer: Peer) {
         if self.maps.processes.get(peer.pid).is_some_and(|mark| (mark.slot, mark.epoch) == (task.slot, task.epoch)) {
             self.maps.processes.remove(peer.pid);
+            self.uncount(task);
         }
         self.finish(task.slot, task.epoch, TaskStatus::Ended, "the caller went away before it started");
+    }
+
+    /// The process that was counted in is not one of the task's.
+    fn uncount(&mut self, task: &Task) {
+        if let Err(error) = self.maps.usage.put(task.slot, Usage::zeroed()) {
+            tracing::error!(error = chain(&error), "a task's processes could not be counted");
+        }
     }
 
     /// Revokes the task that `id` names.

@@ -54,7 +54,7 @@ impl Daemon {
         self.rates.update(Instant::now(), decisions, denies);
     }
 
-    /// A kernel counter, with what was decided out here.
+    /// A kernel counter without the canary's part, with what was decided out here.
     fn counter(&self, counter: Counter) -> u64 {
         let noted = match counter {
             Counter::Allowed => self.noted.get(&Effect::Allow),
@@ -62,7 +62,8 @@ impl Daemon {
             Counter::WouldDenied => self.noted.get(&Effect::WouldDeny),
             _ => None,
         };
-        self.maps.counter(counter).saturating_add(noted.copied().unwrap_or(0))
+        let before = self.baseline.get(&counter).copied().unwrap_or(0);
+        self.maps.counter(counter).saturating_sub(before).saturating_add(noted.copied().unwrap_or(0))
     }
 
     pub(super) fn status(&self) -> StatusView {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use agent_common::event::{Actor, Ask, HELD_AUDIT};
+use agent_common::event::{Actor, Ask, HELD_AUDIT, HELD_WAITS};
 use agent_common::maps::{ConnectKey, ReadKey, SLOT_DAEMON, Settings, TaskState, Verdict};
 use agent_common::{Action, Event, TaskStatus};
 use arc_swap::ArcSwap;
@@ -31,6 +31,8 @@ use crate::policy::Class;
 const TURN: u16 = 100;
 /// Threads that answer upcalls at most. One less is how many processes are held at once.
 pub(super) const MAX_ANSWERERS: usize = 16;
+/// How long a refusal for want of an entity is left for who waits, nanoseconds.
+const PATIENCE: u64 = 1_000_000_000;
 /// Questions taken from the ring before the heartbeat is looked after.
 const BATCH: usize = 256;
 
@@ -190,7 +192,7 @@ fn answer(shared: &Shared, maps: &mut Maps, rows: &mut Rows<Class>, snapshot: &S
     let now = now();
     let answer = decide(rows, snapshot, ask, now);
     // An answer for one question is put down only where somebody waits for it.
-    if answer.verdict.once == 0 || ask.held != HELD_AUDIT {
+    if answer.verdict.once == 0 || ask.held == HELD_WAITS {
         put(maps, ask, answer.verdict);
     }
     if ask.held == HELD_AUDIT {
@@ -235,7 +237,7 @@ fn task_key(slot: u32, epoch: u32, task: &Known) -> TaskKey {
 fn missing(now: Instant) -> Answer {
     let decision = Arc::new(undecided(Reason::MissingEntity));
     let verdict = Verdict {
-        not_after: now.boot,
+        not_after: now.boot.saturating_add(PATIENCE),
         effect: decision.effect.code(),
         reason: decision.reason.code(),
         once: 1,

@@ -1,4 +1,4 @@
-//! Plain types that every module shares. No I/O but reading the clock, no aya, no cedar, no procfs.
+//! Plain types that every module shares. No I/O but reading the clock and text files, no aya, no cedar, no procfs.
 
 pub mod clock;
 pub mod decision;
@@ -7,6 +7,7 @@ pub mod label;
 pub mod process;
 pub mod resource;
 pub mod task;
+pub mod text_file;
 pub mod toml_text;
 
 pub use decision::{Decision, Lifetime, PolicyRef, Shadow};

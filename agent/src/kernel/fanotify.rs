@@ -33,7 +33,13 @@ pub struct Opened<'a> {
 impl Opened<'_> {
     /// Device and inode of the directory that the file is in, as far as its path can be followed from here.
     pub fn parent(&self) -> Option<(u64, u64)> {
-        let metadata = std::fs::metadata(self.path()?.parent()?).ok()?;
+        let path = self.path()?;
+        // The path is the opener's: in another mount namespace it may lead elsewhere.
+        let own = std::fs::symlink_metadata(&path).ok()?;
+        if (own.dev(), own.ino()) != (self.device, self.inode) {
+            return None;
+        }
+        let metadata = std::fs::metadata(path.parent()?).ok()?;
         Some((metadata.dev(), metadata.ino()))
     }
 
@@ -92,6 +98,13 @@ impl Fanotify {
     pub fn watch_directory(&self, path: &Path) -> Result<(), FanotifyError> {
         let mask = permissions() | MaskFlags::FAN_EVENT_ON_CHILD | MaskFlags::FAN_ONDIR;
         self.mark(path, MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_ONLYDIR, mask)
+    }
+
+    /// Stops watching; that it was not watched, or is gone, is no error.
+    pub fn unwatch(&self, path: &Path, directory: bool) {
+        let children = MaskFlags::FAN_EVENT_ON_CHILD | MaskFlags::FAN_ONDIR;
+        let mask = if directory { permissions() | children } else { permissions() };
+        let _ = self.mark(path, MarkFlags::FAN_MARK_REMOVE, mask);
     }
 
     fn mark(&self, path: &Path, flags: MarkFlags, mask: MaskFlags) -> Result<(), FanotifyError> {

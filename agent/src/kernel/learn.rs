@@ -34,9 +34,12 @@ pub enum LearnError {
 /// [`LearnError`].
 pub fn learn(maps: &mut Maps, path: &Path) -> Result<Vec<FileKey>, LearnError> {
     maps.learned.put(0, Learned::zeroed())?;
-    let opened = open(path).map_err(LearnError::Open)?;
+    let opened = open(path);
     let learned = maps.learned.get(0);
-    drop(opened);
+    // The program has seen the file even where the open then failed, as it does while somebody has a lease on it.
+    if learned.count == 0 {
+        opened.map_err(LearnError::Open)?;
+    }
     let count = usize::try_from(learned.count).unwrap_or(usize::MAX);
     match learned.files.get(..count) {
         Some(keys) if count > 0 => Ok(keys.to_vec()),

@@ -60,6 +60,15 @@ impl<K: Pod, V: Pod> Table<K, V> {
         self.map.insert(Wire(key), Wire(value), 0).map_err(|error| refused(self.name, error))
     }
 
+    /// Sets the value of a `key` that has none.
+    ///
+    /// # Errors
+    /// As [`Table::put`]; [`MapError::Refused`] if it has one.
+    pub fn put_new(&mut self, key: K, value: V) -> Result<(), MapError> {
+        const BPF_NOEXIST: u64 = 1;
+        self.map.insert(Wire(key), Wire(value), BPF_NOEXIST).map_err(|error| refused(self.name, error))
+    }
+
     /// Removes `key`; that it was not there is no error.
     pub fn remove(&mut self, key: K) {
         let _ = self.map.remove(&Wire(key));

@@ -3,7 +3,7 @@
 use super::btf::{Btf, BtfError};
 
 /// Globals of `agent-ebpf/src/offsets.rs`, each named `STRUCT__MEMBER`.
-const NAMES: [&str; 16] = [
+const NAMES: [&str; 20] = [
     "task_struct__pid",
     "task_struct__tgid",
     "task_struct__start_boottime",
@@ -12,13 +12,17 @@ const NAMES: [&str; 16] = [
     "linux_binprm__filename",
     "file__f_inode",
     "file__f_path",
+    "file__f_flags",
     "path__dentry",
     "inode__i_sb",
     "inode__i_ino",
+    "inode__i_nlink",
     "super_block__s_dev",
+    "super_block__s_root",
     "dentry__d_parent",
     "dentry__d_inode",
     "dentry__d_name",
+    "dentry__d_sb",
     "qstr__name",
 ];
 

@@ -4,6 +4,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::domain::text_file::read_text;
+
 /// A policy or schema file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicyText {
@@ -68,7 +70,7 @@ fn is_policy(name: &str) -> bool {
 }
 
 fn read_file(path: PathBuf) -> Result<PolicyText, LoadError> {
-    match fs::read_to_string(&path) {
+    match read_text(&path) {
         Ok(text) => Ok(PolicyText { name: path.display().to_string(), text }),
         Err(source) => Err(LoadError::File { path, source }),
     }

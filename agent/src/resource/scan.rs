@@ -106,6 +106,13 @@ impl Scan {
         self.files.iter().chain(&self.inside).chain(&self.directories)
     }
 
+    /// Drops what could not be protected, so that the next scan brings it up again.
+    pub fn forget(&mut self, paths: &HashSet<PathBuf>) {
+        for found in [&mut self.files, &mut self.inside, &mut self.directories] {
+            found.retain(|protected| !paths.contains(&protected.path));
+        }
+    }
+
     /// The class that the finding gives a file, by its real path: its own, else that of the directory it is in.
     pub fn class_of(&self, path: &Path) -> u32 {
         let own = find(&self.files, path).or_else(|| find(&self.inside, path));
