@@ -48,6 +48,9 @@ pub enum Failure {
         /// What the system said.
         cause: io::Error,
     },
+    /// `run`: the command exists, and what it is to be interpreted by does not.
+    #[error("`{0}` cannot be executed: its interpreter was not found; see its first line (of a binary: `readelf -l`)")]
+    NoInterpreter(String),
     /// A file of /proc that every process has.
     #[error("cannot read `{}`: {cause}; mount procfs on /proc", path.display())]
     Proc {
@@ -76,7 +79,7 @@ impl Failure {
         match self {
             Self::Daemon(ClientError::NoDaemon { .. } | ClientError::Permission(_)) => 3,
             Self::NotStarted { .. } => 125,
-            Self::NotExecutable { .. } => 126,
+            Self::NotExecutable { .. } | Self::NoInterpreter(_) => 126,
             Self::NotFound(_) => 127,
             _ => 1,
         }
@@ -97,6 +100,7 @@ mod tests {
             (Failure::Daemon(ClientError::Permission("/s".into())), 3),
             (Failure::NotStarted { command: "sh".into(), cause: no_daemon().into() }, 125),
             (Failure::NotExecutable { command: "sh".into(), cause: denied() }, 126),
+            (Failure::NoInterpreter("./sh".into()), 126),
             (Failure::NotFound("sh".into()), 127),
         ];
         for (failure, code) in failures {

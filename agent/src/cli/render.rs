@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use anstyle::{AnsiColor, Style};
 use jiff::Timestamp;
 
-use crate::domain::{Effect, LabelSet};
+use crate::domain::{Effect, LabelSet, Reason};
 use crate::record::{
     Coverage, Decision, Event, PolicyNote, Process, ProcessEvent, Record, Resource, Shadow, TaskOver, TaskRef,
     TaskStarted, Tier,
@@ -25,6 +25,9 @@ const NOTE: Style = AnsiColor::Cyan.on_default();
 /// Widths of the columns that come first.
 const WORD: usize = 10;
 const RESOURCE: usize = 44;
+
+/// How many of the processes above are shown; the record has them all.
+const ABOVE: usize = 3;
 
 /// `record` as one line without its end, with colours: print it through `anstream`, which takes them out where they are not
 /// wanted.
@@ -84,13 +87,12 @@ fn decided(decision: &Decision) -> (Style, &'static str, String) {
         Effect::WouldDeny => (WARNING, "WOULD_DENY"),
     };
     let mut rest = format!(
-        "{:7} {:RESOURCE$}  {}  {}  {}  {}",
+        "{:7} {:RESOURCE$}  {}  {}  {}",
         decision.action.as_str(),
         resource(&decision.resource),
         who(&decision.task),
         tree(&decision.process),
-        decision.reason.as_str(),
-        policies(&decision.policies),
+        why(decision.reason, &decision.policies),
     );
     push_if(&mut rest, decision.hop > 0, format_args!("{} tasks up", decision.hop));
     if let Some(shadow) = &decision.shadow {
@@ -100,6 +102,10 @@ fn decided(decision: &Decision) -> (Style, &'static str, String) {
     match decision.repeat_of {
         Some(first) => push_if(&mut rest, true, format_args!("{} more like {first}", decision.count)),
         None => push_if(&mut rest, decision.count > 1, format_args!("{} times", decision.count)),
+    }
+    if decision.effect != Effect::Allow {
+        let advice = decision.policies.iter().filter_map(|policy| policy.advice.as_ref());
+        advice.for_each(|advice| push_if(&mut rest, true, format_args!("(advice: {advice:?})")));
     }
     (style, word, rest)
 }
@@ -133,24 +139,30 @@ fn who(task: &TaskRef) -> String {
     text
 }
 
-/// The process, and those above it.
+/// The process, and the nearest of those above it.
 fn tree(process: &Process) -> String {
     let own = format!("{}({})", shown(&process.comm), process.pid);
-    let above = process.lineage.iter().map(|up| format!("{}({})", shown(&up.comm), up.pid));
-    std::iter::once(own).chain(above).collect::<Vec<String>>().join(" < ")
+    let above = process.lineage.iter().take(ABOVE).map(|up| format!("{}({})", shown(&up.comm), up.pid));
+    let more = (process.lineage.len() > ABOVE).then(|| "..".to_owned());
+    std::iter::once(own).chain(above).chain(more).collect::<Vec<String>>().join(" < ")
 }
 
-fn policies(policies: &[PolicyNote]) -> String {
+/// The policies that determined the decision, or else the class of reasons; for `error` both.
+fn why(reason: Reason, policies: &[PolicyNote]) -> String {
     let named = policies.iter().map(|policy| match &policy.reason {
-        Some(reason) => format!("{} {reason:?}", shown(&policy.id)),
+        Some(reason) => format!("{}: {reason:?}", shown(&policy.id)),
         None => shown(&policy.id),
     });
     let named = named.collect::<Vec<String>>().join(", ");
-    if named.is_empty() { "policy -".to_owned() } else { format!("policy {named}") }
+    match reason {
+        _ if named.is_empty() => reason.as_str().to_owned(),
+        Reason::Policy => format!("by {named}"),
+        _ => format!("{} by {named}", reason.as_str()),
+    }
 }
 
 fn audited(shadow: &Shadow) -> String {
-    format!("audit: {} {} {}", shadow.effect.as_str(), shadow.reason.as_str(), policies(&shadow.policies))
+    format!("audit: {} {}", shadow.effect.as_str(), why(shadow.reason, &shadow.policies))
 }
 
 fn task_started(started: &TaskStarted) -> String {
@@ -247,7 +259,7 @@ mod tests {
         assert_eq!(
             of(|_| {}),
             "03:04:05.123 DENY       connect 10.0.0.5:443/tcp [net/internal]               task t-0000000000002 \
-             agent coder for alice  curl(4242) < sh(4240) < python(4200)  policy  policy no-internal \"not for agents\"  27us"
+             agent coder for alice  curl(4242) < sh(4240) < python(4200)  by no-internal: \"not for agents\"  27us"
         );
     }
 
@@ -280,12 +292,50 @@ mod tests {
             d.hop = 2;
             d.count = 7;
             d.repeat_of = Some(3);
-            let reason = crate::domain::Reason::NoPermit;
+            d.reason = Reason::Timeout;
+            let reason = Reason::NoPermit;
             d.shadow = Some(Arc::new(Shadow { effect: Effect::Deny, reason, policies: Arc::from([]) }));
         });
         assert!(line.contains(" WOULD_DENY connect "), "{line}");
-        assert!(line.ends_with("policy -  2 tasks up  audit: deny no_permit policy -  27us  7 more like 3"), "{line}");
+        assert!(
+            line.ends_with("python(4200)  timeout  2 tasks up  audit: deny no_permit  27us  7 more like 3"),
+            "{line}"
+        );
         assert!(of(|d| d.count = 4).ends_with("27us  4 times"));
+        let failed = of(|d| d.reason = Reason::Error);
+        assert!(failed.contains("  error by no-internal: \"not for agents\"  "), "{failed}");
+    }
+
+    #[test]
+    fn denials_end_with_the_advice_and_permissions_have_none() {
+        let advised = |effect| {
+            of(|d| {
+                let note = |id: &str, advice: Option<&str>| {
+                    let advice = advice.map(Arc::from);
+                    PolicyNote { id: id.into(), reason: None, advice }
+                };
+                d.effect = effect;
+                d.policies = [note("a", Some("ask \u{1b}")), note("b", None)].into();
+            })
+        };
+        for effect in [Effect::Deny, Effect::WouldDeny] {
+            let line = advised(effect);
+            assert!(line.ends_with("  by a, b  27us  (advice: \"ask \\u{1b}\")"), "{line}");
+        }
+        assert!(advised(Effect::Allow).ends_with("  by a, b  27us"));
+    }
+
+    #[test]
+    fn only_the_nearest_of_many_ancestors_are_shown() {
+        let up = |count| {
+            let mut process = process();
+            let first = process.lineage[0].clone();
+            process.lineage = std::iter::repeat_n(first, count).collect();
+            of(|d| d.process = process)
+        };
+        assert!(up(0).contains("  curl(4242)  by "));
+        assert!(up(3).contains("  curl(4242) < sh(4240) < sh(4240) < sh(4240)  by "));
+        assert!(up(4).contains("  curl(4242) < sh(4240) < sh(4240) < sh(4240) < ..  by "));
     }
 
     #[test]
@@ -328,7 +378,7 @@ mod tests {
             d.process = process;
             let (device, inode, labels) = (1, 2, Arc::default());
             d.resource = Resource::Secret { path: Some(evil.into()), device, inode, labels };
-            d.policies = [PolicyNote { id: evil.into(), reason: Some(evil.into()), advice: None }].into();
+            d.policies = [PolicyNote { id: evil.into(), reason: Some(evil.into()), advice: Some(evil.into()) }].into();
             d.task = Arc::new(TaskRef { agent: evil.into(), on_behalf_of: Some(evil.into()), ..(*task()).clone() });
         }));
         let mut begun = started();

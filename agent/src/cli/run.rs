@@ -4,10 +4,11 @@
 //! once it has read the mark back. Then this process executes the command in its own place: no wrapper is left, so exit
 //! status, signals, terminal and job control are the command's own, and there was no moment in which it ran unmarked.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -77,8 +78,8 @@ pub(super) fn run(args: RunArgs, client: &Client) -> Result<(), Failure> {
         say(&format!("task {}", task.id));
     }
     // `exec` also undoes what the Rust runtime did to SIGPIPE, so that the command gets the default back.
-    let error = Command::new(program).args(rest).env(TASK_VARIABLE, task.id).exec();
-    Err(not_executed(name, error))
+    let error = Command::new(&program).args(rest).env(TASK_VARIABLE, task.id).exec();
+    Err(not_executed(&program, error))
 }
 
 fn open(args: RunArgs, client: &Client) -> Result<TaskView, Failure> {
@@ -137,8 +138,12 @@ fn close_on_exec() -> Result<(), Failure> {
     if result == 0 { Ok(()) } else { Err(Failure::Descriptors(io::Error::last_os_error())) }
 }
 
-fn not_executed(command: String, cause: io::Error) -> Failure {
+/// The system says "not found" of a missing interpreter too: a path that is there tells the two apart.
+fn not_executed(program: &OsStr, cause: io::Error) -> Failure {
+    let command = program.to_string_lossy().into_owned();
+    let is_there = || command.contains('/') && Path::new(program).exists();
     match cause.kind() {
+        io::ErrorKind::NotFound if is_there() => Failure::NoInterpreter(command),
         io::ErrorKind::NotFound => Failure::NotFound(command),
         _ => Failure::NotExecutable { command, cause },
     }
@@ -156,6 +161,8 @@ fn word<T: Word + Send + Sync>() -> impl TypedValueParser<Value = T> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use clap::Parser;
 
     use super::*;
@@ -210,6 +217,25 @@ mod tests {
         }
         assert!(parse(&[]).unwrap_err().contains("<COMMAND>"));
         assert!(parse(&["sh"]).is_err(), "the command comes after `--`");
+    }
+
+    #[test]
+    fn a_missing_interpreter_is_not_a_missing_command() {
+        let said = |program: &Path| {
+            let error = Command::new(program).spawn().unwrap_err();
+            let failure = not_executed(program.as_os_str(), error);
+            (failure.code(), failure.to_string())
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let script = directory.path().join("script");
+        fs::write(&script, "#!/no/such/interpreter\n").unwrap();
+        assert_eq!(said(&script).0, 126, "it has no permission to be executed");
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+        let (code, text) = said(&script);
+        assert!(code == 126 && text.contains("its interpreter was not found; see its first line"), "{code} {text}");
+        let (code, text) = said(&directory.path().join("other"));
+        assert!(code == 127 && text.contains("was not found; check its name"), "{code} {text}");
+        assert_eq!(said(Path::new("no-such-command-of-writ")).0, 127);
     }
 
     #[test]

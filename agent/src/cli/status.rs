@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::table::{pairs, plain, table, time};
+use super::table::{cut, pairs, plain, table, time};
 use crate::api::types::StatusView;
 use crate::domain::duration::format_duration;
+
+/// Longest reason in the table, characters; JSON has all of it.
+const MAX_WHY: usize = 100;
 
 pub(super) fn text(status: &StatusView) -> String {
     [pairs(&summary(status)), coverage(status), numbers("COUNTER", &status.counters), losses(status)].join("\n")
@@ -32,10 +35,10 @@ fn summary(status: &StatusView) -> Vec<(&'static str, String)> {
 }
 
 fn coverage(status: &StatusView) -> String {
-    let rows = status
-        .coverage
-        .iter()
-        .map(|row| vec![plain(&row.path), row.state.as_str().replace('_', " "), plain(&row.guard), plain(&row.detail)]);
+    let rows = status.coverage.iter().map(|row| {
+        let why = cut(&plain(&row.detail), MAX_WHY);
+        vec![plain(&row.path), row.state.as_str().replace('_', " "), plain(&row.guard), why]
+    });
     table(&["PATH", "COVERAGE", "GUARD", "WHY"], &rows.collect::<Vec<_>>())
 }
 
@@ -76,6 +79,15 @@ allowed  3
 nothing was lost
 ";
         assert_eq!(text(&status()), expected);
+    }
+
+    #[test]
+    fn a_long_reason_is_cut() {
+        let mut status = status();
+        status.coverage[0].detail = "ä".repeat(100);
+        assert!(text(&status).contains(&format!("  {}\n", "ä".repeat(100))));
+        status.coverage[0].detail = "ä".repeat(101);
+        assert!(text(&status).contains(&format!("  {}…\n", "ä".repeat(100))));
     }
 
     #[test]

@@ -52,6 +52,14 @@ pub(super) fn plain(text: &str) -> String {
     })
 }
 
+/// The first `most` characters of `text`, and a mark where there were more.
+pub(super) fn cut(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
+        None => text.to_owned(),
+    }
+}
+
 /// A list in one cell; `-` for none.
 pub(super) fn list(items: &[String]) -> String {
     if items.is_empty() { "-".to_owned() } else { plain(&items.join(", ")) }

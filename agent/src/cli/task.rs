@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::block_on;
 use super::exit::Failure;
 use super::output::Output;
-use super::table::{list, pairs, plain, table, time};
+use super::table::{cut, list, pairs, plain, table, time};
 use crate::api::Client;
 use crate::api::types::{TaskView, TasksView};
 use crate::domain::UnixMillis;
@@ -60,7 +60,7 @@ fn row(task: &TaskView, now: UnixMillis) -> Vec<String> {
         task.processes.to_string(),
         task.counts.allowed.to_string(),
         (task.counts.denied + task.counts.would_denied).to_string(),
-        short(&command(task)),
+        cut(&command(task), MAX_COMMAND),
     ]
 }
 
@@ -107,13 +107,6 @@ fn command(task: &TaskView) -> String {
     plain(&task.argv.join(" "))
 }
 
-fn short(text: &str) -> String {
-    match text.char_indices().nth(MAX_COMMAND) {
-        Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),
-        None => text.to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,7 +120,7 @@ mod tests {
             "\
 TASK             AGENT  INTENT   STATUS   MODE     LEFT  PROCS  ALLOWED  DENIED  COMMAND
 t-0000000000001  coder  fix-bug  active   enforce  30m   2      3        1       sh -c make test
-t-0000000000001  coder  fix-bug  expired  enforce  -     2      3        1       {}...
+t-0000000000001  coder  fix-bug  expired  enforce  -     2      3        1       {}…
 ",
             "x".repeat(40)
         );

@@ -10,7 +10,7 @@ use super::exit::Failure;
 use super::output::Output;
 use super::render;
 use crate::api::Client;
-use crate::domain::{Action, Effect};
+use crate::domain::{Action, Effect, TaskId};
 use crate::record::{Event, Record};
 
 /// Which records to show. Everything that is given must hold; losses are always shown.
@@ -22,7 +22,7 @@ pub struct Filter {
     /// Only decisions on this action; may be given several times
     #[arg(long, value_delimiter = ',', value_parser = action_parser())]
     pub action: Vec<Action>,
-    /// Only records of this task and of those below it
+    /// Only records of the tasks whose id is or begins with this (the leading `t-` may be left out), and of those below them
     #[arg(long, value_name = "ID")]
     pub task: Option<String>,
     /// Only records of this agent's tasks
@@ -45,9 +45,15 @@ impl Filter {
 
     fn matches_task(&self, event: &Event) -> bool {
         let Some(task) = event.task() else { return self.task.is_none() && self.agent.is_none() };
-        let below = |id: &String| task.chain.iter().any(|above| above.as_str() == id);
+        let below = |text: &String| task.chain.iter().any(|above| begins(above, text));
         self.task.as_ref().is_none_or(below) && self.agent.as_ref().is_none_or(|agent| **agent == *task.agent)
     }
+}
+
+/// Whether `id` is `text` or begins with it, the leading `t-` of both aside: what `writ task show` takes too.
+fn begins(id: &TaskId, text: &str) -> bool {
+    let text = text.strip_prefix("t-").unwrap_or(text);
+    id.as_str().strip_prefix("t-").is_some_and(|id| id.starts_with(text))
 }
 
 /// Prints records until the daemon stops or the reader has seen enough.
@@ -144,6 +150,9 @@ mod tests {
             &["--action", "connect"],
             &["--task", "t-0000000000002"],
             &["--task", "t-0000000000001"],
+            &["--task", "0000000000002"],
+            &["--task", "t-00"],
+            &["--task", "000"],
             &["--agent", "coder"],
             &["--effect", "deny", "--agent", "coder"],
         ] {
@@ -153,6 +162,9 @@ mod tests {
             &["--effect", "allow"][..],
             &["--action", "read"],
             &["--task", "t-0000000000003"],
+            &["--task", "t-00000000000011"],
+            &["--task", "t-1"],
+            &["--task", "2"],
             &["--agent", "other"],
             &["--effect", "deny", "--agent", "other"],
         ] {

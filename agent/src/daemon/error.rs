@@ -13,7 +13,7 @@ use crate::policy;
 pub const HELP: &str = "\
 Exit codes:
     0  stopped as asked, or --check found no fault
-    1  it failed while running
+    1  it failed while starting or running
     2  the command line is not understood
     3  configuration, policies, registry or catalogues have faults
     4  this kernel or this user cannot run it

@@ -103,7 +103,7 @@ pub enum AttachError {
     Refused {
         /// Program.
         program: &'static str,
-        /// The kernel's answer, with the verifier's last words.
+        /// The kernel's answer, with the verifier's last words if it had any.
         #[source]
         source: Box<ProgramError>,
     },
@@ -125,7 +125,17 @@ fn attach_one(ebpf: &mut Ebpf, btf: &Btf, cgroup: &File, guard: Guard) -> Result
         Kind::Lsm => attach_lsm(program, name, btf),
         Kind::Cgroup => attach_cgroup(program, cgroup),
     };
-    result.map_err(|source| AttachError::Refused { program: name, source: Box::new(source) })
+    result.map_err(|error| AttachError::Refused { program: name, source: Box::new(without_empty_log(error)) })
+}
+
+/// A kernel that refuses before it verifies leaves no log: then its error alone says all there is.
+fn without_empty_log(error: ProgramError) -> ProgramError {
+    match error {
+        ProgramError::LoadError { io_error, verifier_log } if verifier_log.to_string().is_empty() => {
+            ProgramError::IOError(io_error)
+        }
+        other => other,
+    }
 }
 
 fn attach_tracepoint(program: &mut Program, name: &str, btf: &Btf) -> Result<(), ProgramError> {

@@ -72,8 +72,8 @@ pub enum FindError {
     /// None has this id.
     #[error("no task `{0}` is known; `writ task list` shows those that are")]
     None(String),
-    /// More than one begins like this.
-    #[error("`{text}` begins the ids of {count} tasks; write more of the id")]
+    /// More than one begins like this, or nothing of an id was given.
+    #[error("`{text}` is too short to name one task (ids that begin so: {count}); write more of the id")]
     Ambiguous {
         /// What was given.
         text: String,
@@ -222,10 +222,11 @@ impl TaskTable {
     pub fn find(&self, text: &str) -> Result<&Task, FindError> {
         let begin = text.strip_prefix("t-").unwrap_or(text);
         let begins = |task: &&Task| task.facts.id.as_str().strip_prefix("t-").is_some_and(|id| id.starts_with(begin));
-        let found: Vec<&Task> = self.all().filter(|_| !begin.is_empty()).filter(begins).collect();
+        let found: Vec<&Task> = self.all().filter(begins).collect();
         match found.as_slice() {
             [] => Err(FindError::None(text.to_owned())),
-            [task] => Ok(task),
+            // Where a script's variable was empty, it names no task, even if there is only one.
+            [task] if !begin.is_empty() => Ok(task),
             several => Err(FindError::Ambiguous { text: text.to_owned(), count: several.len() }),
         }
     }
@@ -450,8 +451,6 @@ mod tests {
         let id = tasks[0].facts.id.as_str();
         assert_eq!(table.find(id).unwrap().slot, tasks[0].slot);
         assert_eq!(table.find(&id[2..]).unwrap().slot, tasks[0].slot);
-        assert!(matches!(table.find(""), Err(FindError::None(_))));
-        assert!(matches!(table.find("t-"), Err(FindError::None(_))));
         assert!(matches!(table.find("t-u"), Err(FindError::None(_))));
         // Forty ids share sixteen first characters: 64 bits leave the first of 13 digits four.
         let shared = tasks
@@ -459,6 +458,22 @@ mod tests {
             .find(|task| tasks.iter().filter(|o| o.facts.id.as_str()[..3] == task.facts.id.as_str()[..3]).count() > 1);
         let begin = &shared.unwrap().facts.id.as_str()[..3];
         assert!(matches!(table.find(begin), Err(FindError::Ambiguous { .. })), "{begin}");
+    }
+
+    #[test]
+    fn nothing_of_an_id_is_too_short_for_any_task() {
+        let mut table = TaskTable::with_slots(Limits::default(), 1, 2);
+        for text in ["", "t-"] {
+            assert_eq!(table.find(text), Err(FindError::None(text.to_owned())));
+        }
+        for count in [1, 2] {
+            open(&mut table, &request()).unwrap();
+            for text in ["", "t-"] {
+                assert_eq!(table.find(text), Err(FindError::Ambiguous { text: text.to_owned(), count }));
+            }
+        }
+        let said = table.find("t-").unwrap_err().to_string();
+        assert_eq!(said, "`t-` is too short to name one task (ids that begin so: 2); write more of the id");
     }
 
     #[test]
