@@ -40,7 +40,7 @@ pub struct TaskOver {
     /// Which.
     #[serde(flatten)]
     pub task: Arc<TaskRef>,
-    /// Why, in a person's words: `the last process has gone`, or what the operator gave as the reason.
+    /// Why, in a person's words: `its last process has gone`, or what the operator gave as the reason.
     pub why: String,
     /// Decisions that ended in `allow`.
     pub allowed: u64,
