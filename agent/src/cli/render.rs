@@ -50,7 +50,6 @@ fn parts(event: &Event) -> (Style, &'static str, String) {
         Event::ProcessExec(event) => (DIM, "PROCESS", process_event("exec", event)),
         Event::ProcessExit(event) => (DIM, "PROCESS", process_event("exit", event)),
         Event::Loss(loss) => (ALARM, "LOSS", format!("{ALARM}{} lost: {}{ALARM:#}", loss.count, loss.cause.as_str())),
-        Event::CoverageChanged(coverage) => (ALARM, "COVERAGE", covered("changed", coverage)),
         Event::DaemonReady(coverage) => (NOTE, "DAEMON", covered("ready", coverage)),
         Event::PolicyRejected(no) => (BAD, "POLICY", rejected(&no.error, no.generation)),
         Event::CatalogueRejected(no) => (BAD, "CATALOGUE", rejected(&no.error, no.generation)),

@@ -65,7 +65,6 @@ fn events() -> Vec<Event> {
             adopted_tasks: 0,
         }),
         Event::DaemonReady(coverage()),
-        Event::CoverageChanged(coverage()),
         Event::DaemonStopping(DaemonStopping { why: "SIGTERM".into() }),
         Event::PolicyLoaded(PolicyLoaded { generation: 3, policies: 12, audited: 1 }),
         Event::PolicyRejected(rejected.clone()),

@@ -146,7 +146,7 @@ pub struct DaemonStarted {
     pub adopted_tasks: u64,
 }
 
-/// What the host enforces: for the kinds `daemon_ready` and `coverage_changed`.
+/// What the host enforces: for the kind `daemon_ready`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Coverage {
     /// `full` or `reduced`.

@@ -11,7 +11,7 @@
 //! | `process_forked`, `process_exec`, `process_exit` | [`ProcessEvent`] |
 //! | `loss` | [`Loss`] |
 //! | `daemon_started` | [`DaemonStarted`] |
-//! | `daemon_ready`, `coverage_changed` | [`Coverage`] |
+//! | `daemon_ready` | [`Coverage`] |
 //! | `daemon_stopping` | [`DaemonStopping`] |
 //! | `policy_loaded` | [`PolicyLoaded`] |
 //! | `catalogue_changed` | [`CatalogueChanged`] |
@@ -85,8 +85,6 @@ pub enum Event {
     DaemonReady(Coverage),
     /// The daemon stops.
     DaemonStopping(DaemonStopping),
-    /// What the host enforces is no longer what it was.
-    CoverageChanged(Coverage),
     /// A policy set came into force.
     PolicyLoaded(PolicyLoaded),
     /// A policy set was refused; the last good one stays.
