@@ -70,7 +70,7 @@ fn daemon(event: &Event) -> String {
             format!("generation {} in force  policies {} audited {}", set.generation, set.policies, set.audited)
         }
         Event::CatalogueChanged(now) => {
-            format!("secrets {} directories {} endpoints {}", now.secrets, now.directories, now.endpoints)
+            format!("secrets {} directories {}", now.secrets, now.directories)
         }
         _ => String::new(),
     }

@@ -196,13 +196,11 @@ pub struct Rejected {
     pub generation: u32,
 }
 
-/// The catalogue of secrets or of endpoints changed.
+/// The catalogue of secrets changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CatalogueChanged {
     /// Secret files known now.
     pub secrets: u64,
     /// Directories watched now.
     pub directories: u64,
-    /// Endpoint entries known now.
-    pub endpoints: u64,
 }

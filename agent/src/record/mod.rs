@@ -89,7 +89,7 @@ pub enum Event {
     PolicyLoaded(PolicyLoaded),
     /// A policy set was refused; the last good one stays.
     PolicyRejected(Rejected),
-    /// Secrets or endpoints came or went.
+    /// Secrets came or went.
     CatalogueChanged(CatalogueChanged),
     /// A catalogue was refused; the last good one stays.
     CatalogueRejected(Rejected),
