@@ -239,6 +239,8 @@ impl Daemon {
         }
         let notes = self.shared.lost_notes.swap(0, Ordering::Relaxed);
         self.lost(Cause::QueueFull, notes);
+        let details = self.shared.details.take_overflowed();
+        self.lost(Cause::DetailsFull, details);
         let items = self.shared.undecodable.swap(0, Ordering::Relaxed);
         self.lost(Cause::Undecodable, items);
     }

@@ -87,18 +87,22 @@ pub enum Cause {
     QueueFull,
     /// `lineage_full`: a process that the lineage table had no room for; its records lack ancestors.
     LineageFull,
+    /// `details_full`: a decision whose policies, hop and shadow there was no room for; its record lacks them, and one that
+    /// audit mode let through is shown as `allow`.
+    DetailsFull,
     /// The kernel's own, by the counter's word.
     Kernel(Counter),
 }
 
 impl Cause {
-    const OURS: [Self; 6] = [
+    const OURS: [Self; 7] = [
         Self::Undecodable,
         Self::WriteFailed,
         Self::WatcherLagged,
         Self::FanotifyOverflow,
         Self::QueueFull,
         Self::LineageFull,
+        Self::DetailsFull,
     ];
 
     /// The word in records.
@@ -110,6 +114,7 @@ impl Cause {
             Self::FanotifyOverflow => "fanotify_overflow",
             Self::QueueFull => "queue_full",
             Self::LineageFull => "lineage_full",
+            Self::DetailsFull => "details_full",
             Self::Kernel(counter) => counter.as_str(),
         }
     }
