@@ -32,7 +32,7 @@ mod words;
 
 pub use coalesce::Coalescer;
 pub use decision::{Decision, PolicyNote, Process, Resource, Shadow, TaskRef, Tier};
-pub use hub::{Hub, missed_line};
+pub use hub::{Hub, Writing, missed_line};
 pub use lifecycle::{
     CatalogueChanged, Cause, Coverage, DaemonStarted, DaemonStopping, Loss, PathCoverage, PolicyLoaded, ProcessEvent,
     Rejected, TaskOver, TaskStarted,
