@@ -31,7 +31,7 @@ mod sink;
 mod words;
 
 pub use coalesce::Coalescer;
-pub use decision::{Decision, PolicyNote, Process, Resource, Shadow, TaskRef, Tier};
+pub use decision::{Decision, PolicyNote, Process, Resource, Shadow, TaskRef, Tier, UNKNOWN_UID};
 pub use hub::{Hub, Writing, missed_line};
 pub use lifecycle::{
     CatalogueChanged, Cause, Coverage, DaemonStarted, DaemonStopping, Loss, PathCoverage, PolicyLoaded, ProcessEvent,
