@@ -147,6 +147,7 @@ pub(crate) fn status() -> StatusView {
         rates: RatesView { decisions_per_s: 12.5, denies_per_s: 0.0 },
         counters: [("allowed".to_owned(), 3), ("busy".to_owned(), 0)].into(),
         losses: [("upcall_ring_full".to_owned(), 0)].into(),
+        records: RecordsView { path: "/var/log/writ/records.jsonl".into(), failing: None },
         memory_kib: 20_480,
     }
 }

@@ -142,8 +142,20 @@ pub struct StatusView {
     pub counters: BTreeMap<String, u64>,
     /// What was lost, by cause.
     pub losses: BTreeMap<String, u64>,
+    /// Whether records are written.
+    pub records: RecordsView,
     /// Resident memory, KiB.
     pub memory_kib: u64,
+}
+
+/// Where records go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordsView {
+    /// The file.
+    pub path: String,
+    /// Where and why writing them fails, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failing: Option<String>,
 }
 
 /// The policy set in force.

@@ -53,7 +53,6 @@ fn parts(event: &Event) -> (Style, &'static str, String) {
         Event::ProcessExec(event) => (DIM, "PROCESS", process_event("exec", event)),
         Event::ProcessExit(event) => (DIM, "PROCESS", process_event("exit", event)),
         Event::Loss(loss) => (ALARM, "LOSS", format!("{ALARM}{} lost: {}{ALARM:#}", loss.count, loss.cause.as_str())),
-        Event::CoverageChanged(coverage) => (ALARM, "COVERAGE", covered("changed", coverage)),
         Event::DaemonReady(coverage) => (NOTE, "DAEMON", covered("ready", coverage)),
         Event::PolicyRejected(no) => (BAD, "POLICY", rejected(&no.error, no.generation)),
         Event::CatalogueRejected(no) => (BAD, "CATALOGUE", rejected(&no.error, no.generation)),
@@ -74,7 +73,7 @@ fn daemon(event: &Event) -> String {
             format!("generation {} in force  policies {} audited {}", set.generation, set.policies, set.audited)
         }
         Event::CatalogueChanged(now) => {
-            format!("secrets {} directories {} endpoints {}", now.secrets, now.directories, now.endpoints)
+            format!("secrets {} directories {}", now.secrets, now.directories)
         }
         _ => String::new(),
     }

@@ -26,12 +26,20 @@ fn summary(status: &StatusView) -> Vec<(&'static str, String)> {
         ),
         ("tasks", format!("{} active, {} opened, {processes} processes", tasks.active, tasks.total)),
         ("rates", format!("{:.1} decisions/s, {:.1} denials/s", rates.decisions_per_s, rates.denies_per_s)),
+        ("records", records(status)),
     ];
     if let Some(error) = &policies.last_error {
         let error: Vec<String> = error.lines().map(plain).collect();
         lines.push(("last reload", format!("refused, the set above stays in force: {}", error.join("\n    "))));
     }
     lines
+}
+
+fn records(status: &StatusView) -> String {
+    match &status.records.failing {
+        Some(error) => format!("NOT WRITTEN: {}", plain(error)),
+        None => format!("written to {}", plain(&status.records.path)),
+    }
 }
 
 fn coverage(status: &StatusView) -> String {
@@ -68,6 +76,7 @@ tier:     reduced
 policies: 12, generation 1, loaded 2023-11-14T22:13:20Z
 tasks:    1 active, 9 opened, 2 processes
 rates:    12.5 decisions/s, 0.0 denials/s
+records:  written to /var/log/writ/records.jsonl
 
 PATH          COVERAGE     GUARD            WHY
 connect tcp4  enforced     cgroup connect4  a canary was refused
@@ -95,7 +104,9 @@ nothing was lost
         let mut status = status();
         status.policies.last_error = Some("site.cedar:3: no such attribute\n  3 | permit".into());
         status.losses.insert("upcall_ring_full".into(), 8);
+        status.records.failing = Some("`/r`: No space left on device (os error 28)".into());
         let text = text(&status);
+        assert!(text.contains("\nrecords:     NOT WRITTEN: `/r`: No space left on device (os error 28)\n"), "{text}");
         assert!(
             text.contains("refused, the set above stays in force: site.cedar:3: no such attribute\n      3 | permit")
         );

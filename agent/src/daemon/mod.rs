@@ -170,7 +170,7 @@ impl Loop {
             if let Some(why) = self.take(input) {
                 break why;
             }
-            self.daemon.recorder.tick(std::time::Instant::now());
+            self.daemon.write_records();
         };
         self.shut_down(why).await
     }

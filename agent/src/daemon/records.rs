@@ -12,8 +12,8 @@ use super::state::Daemon;
 use super::threads::{Note, effect_of};
 use crate::domain::resource::canonical;
 use crate::domain::{Effect, Protocol, Reason, Source};
-use crate::process::snapshot;
-use crate::record::{Cause, Decision, Event, PolicyNote, Process, ProcessEvent, Resource, Shadow};
+use crate::process::{Lineage, snapshot};
+use crate::record::{Cause, Decision, Event, PolicyNote, Process, ProcessEvent, Resource, Shadow, UNKNOWN_UID};
 
 /// Kernel counters that are losses.
 const LOSSES: [Counter; 7] = [
@@ -149,6 +149,13 @@ impl Daemon {
 
     /// Who acted: as the kernel saw it, with what lineage knows.
     fn process(&mut self, actor: &Actor) -> Process {
+        // fanotify tells a process id and nothing else; the kernel's programs fill in all of it.
+        let bare = actor.cgroup == 0 && actor.comm().is_empty();
+        if !bare {
+            self.lineage.acted(actor);
+        }
+        let (uid, cgroup_id, cgroup) =
+            if bare { owner(&self.lineage, actor.tgid) } else { (actor.uid, actor.cgroup, None) };
         let known = self.lineage.get(actor.tgid);
         let comm = if actor.comm().is_empty() {
             known.map_or_else(|| Arc::from(""), |known| Arc::clone(&known.comm))
@@ -161,10 +168,10 @@ impl Daemon {
             start: known.map_or(0, |known| known.start),
             exe: known.and_then(|known| known.exe.clone()),
             comm,
-            uid: actor.uid,
+            uid,
             lineage: known.map_or_else(|| Arc::from([]), |known| Arc::clone(&known.ancestors)),
-            cgroup: self.cgroups.resolve(actor.cgroup),
-            cgroup_id: actor.cgroup,
+            cgroup: cgroup.or_else(|| self.cgroups.resolve(cgroup_id)),
+            cgroup_id,
         }
     }
 
@@ -180,7 +187,7 @@ impl Daemon {
             comm: known.map_or_else(|| Arc::from(""), |known| Arc::clone(&known.comm)),
             uid,
             cgroup: facts.and_then(|facts| facts.cgroup),
-            cgroup_id: 0,
+            cgroup_id: known.map_or(0, |known| known.cgroup),
             lineage: known.map_or_else(|| Arc::from([]), |known| Arc::clone(&known.ancestors)),
         }
     }
@@ -239,7 +246,38 @@ impl Daemon {
         }
         let notes = self.shared.lost_notes.swap(0, Ordering::Relaxed);
         self.lost(Cause::QueueFull, notes);
+        let details = self.shared.details.take_overflowed();
+        self.lost(Cause::DetailsFull, details);
         let items = self.shared.undecodable.swap(0, Ordering::Relaxed);
         self.lost(Cause::Undecodable, items);
+    }
+}
+
+/// Real uid, cgroup id and, where there is no id, cgroup path of a process, as lineage or else procfs knows them.
+fn owner(lineage: &Lineage, tgid: u32) -> (u32, u64, Option<Arc<str>>) {
+    if let Some(known) = lineage.get(tgid) {
+        return (known.uid, known.cgroup, known.cgroup_path.clone());
+    }
+    snapshot(tgid).map_or((UNKNOWN_UID, 0, None), |facts| (facts.uid, 0, facts.cgroup))
+}
+
+#[cfg(test)]
+mod tests {
+    use bytemuck::Zeroable;
+
+    use super::*;
+
+    #[test]
+    fn an_owner_is_what_lineage_says_or_else_procfs_and_never_root_by_default() {
+        let mut lineage = Lineage::new(10, 10);
+        let own = std::process::id();
+        let facts = snapshot(own).unwrap();
+        assert_eq!(owner(&lineage, own), (facts.uid, 0, facts.cgroup.clone()));
+        assert_eq!(owner(&lineage, u32::MAX), (UNKNOWN_UID, 0, None));
+        lineage.adopt(own, 1, 1).unwrap();
+        assert_eq!(owner(&lineage, own), (facts.uid, 0, facts.cgroup));
+        let actor = Actor { tgid: own, uid: 65_534, cgroup: 7, ..Actor::zeroed() };
+        lineage.forked(&Forked { child: 1_000_000, actor, ..Forked::zeroed() });
+        assert_eq!(owner(&lineage, 1_000_000), (65_534, 7, None));
     }
 }

@@ -212,7 +212,7 @@ impl Daemon {
         self.secrets_changed();
         let (files, directories) = self.protection.counts();
         let number = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
-        let event = CatalogueChanged { secrets: number(files), directories: number(directories), endpoints: 0 };
+        let event = CatalogueChanged { secrets: number(files), directories: number(directories) };
         self.recorder.record(Timestamp::now(), Event::CatalogueChanged(event));
         true
     }

@@ -337,6 +337,6 @@ impl Daemon {
         let (files, directories) = self.protection.counts();
         tracing::info!(tier = ?self.coverage.tier, policies, files, directories, "ready");
         self.recorder.record(Timestamp::now(), Event::DaemonReady(coverage));
-        self.recorder.tick(std::time::Instant::now());
+        self.write_records();
     }
 }

@@ -7,10 +7,11 @@ use agent_common::{Counter, TaskStatus};
 
 use super::state::Daemon;
 use crate::api::types::{
-    CountsView, LabelsView, PoliciesView, RatesView, ReloadView, StatusView, TaskTotals, TaskView, TasksView,
+    CountsView, LabelsView, PoliciesView, RatesView, RecordsView, ReloadView, StatusView, TaskTotals, TaskView,
+    TasksView,
 };
 use crate::domain::{Effect, Label, LabelSet};
-use crate::record::Tier;
+use crate::record::{Cause, Tier};
 use crate::task::Task;
 
 /// How long rates are measured over.
@@ -66,6 +67,23 @@ impl Daemon {
         self.maps.counter(counter).saturating_sub(before).saturating_add(noted.copied().unwrap_or(0))
     }
 
+    /// Writes the records that wait, and says in the log when that begins to fail and when it works again.
+    pub(super) fn write_records(&mut self) {
+        let failed = self.recorder.failing().is_some();
+        let writing = self.recorder.tick(Instant::now());
+        if writing.lost > 0 {
+            // The loss record follows when it can be written; until then only `writ status` can tell.
+            *self.losses.entry(Cause::WriteFailed.as_str().to_owned()).or_default() += writing.lost;
+        }
+        match (failed, writing.failing) {
+            (false, Some(error)) => {
+                tracing::warn!(error, "records are not written; they wait, and are lost beyond 4 MiB")
+            }
+            (true, None) => tracing::warn!("records are written again"),
+            _ => {}
+        }
+    }
+
     pub(super) fn status(&self) -> StatusView {
         let snapshot = self.shared.snapshot.load();
         StatusView {
@@ -88,6 +106,10 @@ impl Daemon {
             rates: RatesView { decisions_per_s: self.rates.decisions, denies_per_s: self.rates.denies },
             counters: Counter::ALL.iter().map(|c| (c.as_str().to_owned(), self.counter(*c))).collect(),
             losses: self.losses.clone(),
+            records: RecordsView {
+                path: self.config.records.to_string_lossy().into_owned(),
+                failing: self.recorder.failing().map(str::to_owned),
+            },
             memory_kib: resident_kib(),
         }
     }

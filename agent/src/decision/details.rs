@@ -1,6 +1,7 @@
 //! Numbers for what records say of a verdict, small enough to travel through the kernel.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::domain::{Decision, PolicyRef, Shadow};
@@ -23,7 +24,10 @@ pub struct Detail {
 ///
 /// The lock is held for a look-up or an insert and nothing else; the decision threads and the main loop share it.
 #[derive(Debug, Default)]
-pub struct Details(Mutex<Table>);
+pub struct Details {
+    table: Mutex<Table>,
+    overflowed: AtomicU64,
+}
 
 #[derive(Debug, Default)]
 struct Table {
@@ -40,31 +44,41 @@ impl Details {
         if decision.policies.is_empty() && decision.shadow.is_none() && decision.hop == 0 {
             return 0;
         }
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).number(decision)
+        let number = self.table.lock().unwrap_or_else(PoisonError::into_inner).number(decision);
+        number.unwrap_or_else(|| {
+            self.overflowed.fetch_add(1, Ordering::Relaxed);
+            0
+        })
+    }
+
+    /// How many decisions had a detail that there was no room for since this was last asked.
+    pub fn take_overflowed(&self) -> u64 {
+        self.overflowed.swap(0, Ordering::Relaxed)
     }
 
     /// What a number stands for.
     pub fn get(&self, number: u32) -> Option<Arc<Detail>> {
         let index = usize::try_from(number).ok()?.checked_sub(1)?;
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).details.get(index).cloned()
+        self.table.lock().unwrap_or_else(PoisonError::into_inner).details.get(index).cloned()
     }
 }
 
 impl Table {
-    fn number(&mut self, decision: &Decision) -> u32 {
+    /// `None` if there is no room.
+    fn number(&mut self, decision: &Decision) -> Option<u32> {
         let shadow = decision.shadow.clone();
         let key: Key = (decision.policies.clone(), decision.hop, shadow.map(|s| (s.effect, s.reason, s.policies)));
         if let Some(&number) = self.numbers.get(&key) {
-            return number;
+            return Some(number);
         }
         if self.details.len() >= MAX_DETAILS {
-            return 0;
+            return None;
         }
         let Decision { policies, hop, shadow, .. } = decision.clone();
         self.details.push(Arc::new(Detail { policies, hop, shadow }));
-        let number = u32::try_from(self.details.len()).unwrap_or(0);
+        let number = u32::try_from(self.details.len()).ok()?;
         self.numbers.insert(key, number);
-        number
+        Some(number)
     }
 }
 
@@ -86,6 +100,18 @@ mod tests {
         assert_eq!(details.number(&decision("a")), a);
         assert_ne!(a, b);
         assert_eq!(details.get(b).unwrap().policies, decision("b").policies);
+    }
+
+    #[test]
+    fn what_there_is_no_room_for_is_counted() {
+        let details = Details::default();
+        for hop in 1..=MAX_DETAILS {
+            assert_ne!(details.number(&Decision { hop, ..decision("a") }), 0);
+        }
+        assert_eq!(details.take_overflowed(), 0);
+        assert_eq!(details.number(&decision("a")), 0);
+        assert_ne!(details.number(&Decision { hop: 1, ..decision("a") }), 0, "what is there keeps its number");
+        assert_eq!((details.take_overflowed(), details.take_overflowed()), (1, 0));
     }
 
     #[test]

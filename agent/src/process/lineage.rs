@@ -24,6 +24,12 @@ pub struct Known {
     pub exe: Option<Arc<str>>,
     /// Its command name as last seen.
     pub comm: Arc<str>,
+    /// Its real uid as last seen.
+    pub uid: u32,
+    /// Its cgroup v2 id as last seen; 0 if it was adopted and has not acted since.
+    pub cgroup: u64,
+    /// Path below the cgroup v2 root, where procfs told it rather than an id.
+    pub cgroup_path: Option<Arc<str>>,
     /// The processes above it, nearest first.
     pub ancestors: Arc<[Ancestor]>,
     /// Index into `TASKS` of its task.
@@ -32,6 +38,14 @@ pub struct Known {
     pub epoch: u32,
     /// Whether it is still there.
     pub alive: bool,
+}
+
+impl Known {
+    fn update(&mut self, actor: &Actor) {
+        self.uid = actor.uid;
+        self.cgroup = actor.cgroup;
+        self.cgroup_path = None;
+    }
 }
 
 struct Entry {
@@ -62,7 +76,18 @@ impl Lineage {
     pub fn adopt(&mut self, pid: u32, slot: u32, epoch: u32) -> Result<(), SnapshotError> {
         let facts = snapshot(pid)?;
         let ancestors = ancestors(pid, DEPTH).into();
-        let known = Known { start: facts.start, exe: facts.exe, comm: facts.comm, ancestors, slot, epoch, alive: true };
+        let known = Known {
+            start: facts.start,
+            exe: facts.exe,
+            comm: facts.comm,
+            uid: facts.uid,
+            cgroup: 0,
+            cgroup_path: facts.cgroup,
+            ancestors,
+            slot,
+            epoch,
+            alive: true,
+        };
         self.insert(pid, known);
         Ok(())
     }
@@ -74,6 +99,9 @@ impl Lineage {
             start: event.start,
             exe: parent.as_ref().and_then(|(known, _)| known.exe.clone()),
             comm: text(event.actor.comm()),
+            uid: event.actor.uid,
+            cgroup: event.actor.cgroup,
+            cgroup_path: None,
             ancestors: parent.map_or_else(|| Arc::from([]), |(_, ancestors)| ancestors),
             slot: event.actor.slot,
             epoch: event.actor.epoch,
@@ -89,6 +117,13 @@ impl Lineage {
         entry.known.exe = Some(text(event.path()));
         entry.known.comm = text(event.actor.comm());
         entry.for_children = None;
+    }
+
+    /// A marked process did anything at all: it may have become another user's or been moved to another cgroup.
+    pub fn acted(&mut self, actor: &Actor) {
+        if let Some(entry) = self.entries.get_mut(&actor.tgid) {
+            entry.known.update(actor);
+        }
     }
 
     /// The last thread of a marked process has gone.
@@ -125,6 +160,7 @@ impl Lineage {
             self.insert(actor.tgid, stranger(actor));
         }
         let entry = self.entries.get_mut(&actor.tgid)?;
+        entry.known.update(actor);
         let known = entry.known.clone();
         let list = entry.for_children.get_or_insert_with(|| below(actor.tgid, &known)).clone();
         Some((known, list))
@@ -159,7 +195,18 @@ impl Lineage {
 
 fn stranger(actor: &Actor) -> Known {
     let (slot, epoch) = (actor.slot, actor.epoch);
-    Known { start: 0, exe: None, comm: text(actor.comm()), ancestors: Arc::from([]), slot, epoch, alive: true }
+    Known {
+        start: 0,
+        exe: None,
+        comm: text(actor.comm()),
+        uid: actor.uid,
+        cgroup: actor.cgroup,
+        cgroup_path: None,
+        ancestors: Arc::from([]),
+        slot,
+        epoch,
+        alive: true,
+    }
 }
 
 fn below(tgid: u32, known: &Known) -> Arc<[Ancestor]> {
@@ -226,6 +273,20 @@ mod tests {
     }
 
     #[test]
+    fn uid_and_cgroup_are_inherited_and_follow_what_a_process_does() {
+        let mut lineage = Lineage::new(100, 10);
+        let as_user = |tgid, uid, cgroup| Actor { uid, cgroup, ..actor(tgid, "sh") };
+        let who = |lineage: &Lineage, tgid| lineage.get(tgid).map(|known| (known.uid, known.cgroup));
+        lineage.forked(&Forked { child: 10, start: 5, actor: as_user(1, 1000, 7), ..Forked::zeroed() });
+        assert_eq!((who(&lineage, 1), who(&lineage, 10)), (Some((1000, 7)), Some((1000, 7))));
+        lineage.executed(&Executed { actor: as_user(10, 1001, 8), ..Executed::zeroed() });
+        assert_eq!((who(&lineage, 1), who(&lineage, 10)), (Some((1000, 7)), Some((1001, 8))));
+        lineage.acted(&as_user(1, 1002, 9));
+        lineage.acted(&as_user(99, 1002, 9));
+        assert_eq!((who(&lineage, 1), who(&lineage, 99)), (Some((1002, 9)), None));
+    }
+
+    #[test]
     fn depth_is_bounded_and_the_nearest_are_kept() {
         let mut lineage = Lineage::new(1000, 10);
         for pid in 1..100 {
@@ -285,9 +346,14 @@ mod tests {
         let known = lineage.get(own).unwrap().clone();
         assert_eq!(known.exe.as_deref(), std::env::current_exe().unwrap().to_str());
         assert!(known.alive && known.start > 0 && !known.ancestors.is_empty());
+        let facts = snapshot(own).unwrap();
+        assert_eq!((known.uid, known.cgroup, &known.cgroup_path), (facts.uid, 0, &facts.cgroup));
         fork(&mut lineage, own, 1_000_000, known.start + 1);
         let child = lineage.get(1_000_000).unwrap();
         assert_eq!((child.ancestors[0].pid, &child.ancestors[1..]), (own, &known.ancestors[..]));
+        lineage.acted(&Actor { uid: 65_534, cgroup: 7, ..actor(own, "x") });
+        let known = lineage.get(own).unwrap();
+        assert_eq!((known.uid, known.cgroup, &known.cgroup_path), (65_534, 7, &None), "the kernel's word is newer");
         assert!(lineage.adopt(u32::MAX, 4, 5).is_err());
     }
 }

@@ -91,6 +91,9 @@ pub struct Decision {
     pub last_time: Option<Timestamp>,
 }
 
+/// [`Process::uid`] of a process of which nothing is known: the kernel's own `(uid_t) -1`, which no process can have.
+pub const UNKNOWN_UID: u32 = u32::MAX;
+
 /// A process. `comm`, `exe` and `argv` are of its own choosing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
@@ -105,12 +108,12 @@ pub struct Process {
     pub exe: Option<Arc<str>>,
     /// Command name of the calling thread.
     pub comm: Arc<str>,
-    /// Real uid in the initial user namespace.
+    /// Real uid in the initial user namespace; 4294967295, which is no user's, if it could not be told.
     pub uid: u32,
     /// Path below the cgroup v2 root, if it could be told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<Arc<str>>,
-    /// cgroup v2 id.
+    /// cgroup v2 id; 0 if it could not be told.
     pub cgroup_id: u64,
     /// The processes above it, nearest first.
     pub lineage: Arc<[Ancestor]>,

@@ -65,11 +65,10 @@ fn events() -> Vec<Event> {
             adopted_tasks: 0,
         }),
         Event::DaemonReady(coverage()),
-        Event::CoverageChanged(coverage()),
         Event::DaemonStopping(DaemonStopping { why: "SIGTERM".into() }),
         Event::PolicyLoaded(PolicyLoaded { generation: 3, policies: 12, audited: 1 }),
         Event::PolicyRejected(rejected.clone()),
-        Event::CatalogueChanged(CatalogueChanged { secrets: 40, directories: 3, endpoints: 9 }),
+        Event::CatalogueChanged(CatalogueChanged { secrets: 40, directories: 3 }),
         Event::CatalogueRejected(rejected),
     ]
 }

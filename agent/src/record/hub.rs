@@ -8,6 +8,15 @@ use tokio::sync::broadcast;
 use super::sink::{OpenError, Sink};
 use super::{Cause, Event, Loss, Record};
 
+/// How writing goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Writing {
+    /// Lines lost since the last flush, all sinks together. A loss record tells of them once writing works again.
+    pub lost: u64,
+    /// Where and why writing fails, for the first sink that does.
+    pub failing: Option<String>,
+}
+
 /// The one place where records become lines.
 pub struct Hub {
     sequence: u64,
@@ -40,12 +49,19 @@ impl Hub {
     }
 
     /// Writes what waits in the sinks, and a loss record for what they had to drop.
-    /// The latter goes out with the next flush.
-    pub fn flush(&mut self) {
-        let lost: u64 = self.sinks.iter_mut().map(Sink::flush).sum();
-        if lost > 0 {
-            self.emit(Timestamp::now(), Event::Loss(Loss { cause: Cause::WriteFailed, count: lost }));
+    /// The latter goes out with the next flush, and not before writing works again.
+    pub fn flush(&mut self) -> Writing {
+        let mut writing = Writing::default();
+        let mut recovered = 0;
+        for flushed in self.sinks.iter_mut().map(Sink::flush) {
+            recovered += flushed.recovered;
+            writing.lost += flushed.fresh;
+            writing.failing = writing.failing.or(flushed.failing);
         }
+        if recovered > 0 {
+            self.emit(Timestamp::now(), Event::Loss(Loss { cause: Cause::WriteFailed, count: recovered }));
+        }
+        writing
     }
 
     /// Lines that the sinks still hold or had to drop untold.

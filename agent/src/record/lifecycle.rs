@@ -40,7 +40,7 @@ pub struct TaskOver {
     /// Which.
     #[serde(flatten)]
     pub task: Arc<TaskRef>,
-    /// Why, in a person's words: `the last process has gone`, or what the operator gave as the reason.
+    /// Why, in a person's words: `its last process has gone`, or what the operator gave as the reason.
     pub why: String,
     /// Decisions that ended in `allow`.
     pub allowed: u64,
@@ -87,18 +87,22 @@ pub enum Cause {
     QueueFull,
     /// `lineage_full`: a process that the lineage table had no room for; its records lack ancestors.
     LineageFull,
+    /// `details_full`: a decision whose policies, hop and shadow there was no room for; its record lacks them, and one that
+    /// audit mode let through is shown as `allow`.
+    DetailsFull,
     /// The kernel's own, by the counter's word.
     Kernel(Counter),
 }
 
 impl Cause {
-    const OURS: [Self; 6] = [
+    const OURS: [Self; 7] = [
         Self::Undecodable,
         Self::WriteFailed,
         Self::WatcherLagged,
         Self::FanotifyOverflow,
         Self::QueueFull,
         Self::LineageFull,
+        Self::DetailsFull,
     ];
 
     /// The word in records.
@@ -110,6 +114,7 @@ impl Cause {
             Self::FanotifyOverflow => "fanotify_overflow",
             Self::QueueFull => "queue_full",
             Self::LineageFull => "lineage_full",
+            Self::DetailsFull => "details_full",
             Self::Kernel(counter) => counter.as_str(),
         }
     }
@@ -146,7 +151,7 @@ pub struct DaemonStarted {
     pub adopted_tasks: u64,
 }
 
-/// What the host enforces: for the kinds `daemon_ready` and `coverage_changed`.
+/// What the host enforces: for the kind `daemon_ready`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Coverage {
     /// `full` or `reduced`.
@@ -196,13 +201,11 @@ pub struct Rejected {
     pub generation: u32,
 }
 
-/// The catalogue of secrets or of endpoints changed.
+/// The catalogue of secrets changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CatalogueChanged {
     /// Secret files known now.
     pub secrets: u64,
     /// Directories watched now.
     pub directories: u64,
-    /// Endpoint entries known now.
-    pub endpoints: u64,
 }

@@ -11,7 +11,7 @@
 //! | `process_forked`, `process_exec`, `process_exit` | [`ProcessEvent`] |
 //! | `loss` | [`Loss`] |
 //! | `daemon_started` | [`DaemonStarted`] |
-//! | `daemon_ready`, `coverage_changed` | [`Coverage`] |
+//! | `daemon_ready` | [`Coverage`] |
 //! | `daemon_stopping` | [`DaemonStopping`] |
 //! | `policy_loaded` | [`PolicyLoaded`] |
 //! | `catalogue_changed` | [`CatalogueChanged`] |
@@ -31,8 +31,8 @@ mod sink;
 mod words;
 
 pub use coalesce::Coalescer;
-pub use decision::{Decision, PolicyNote, Process, Resource, Shadow, TaskRef, Tier};
-pub use hub::{Hub, missed_line};
+pub use decision::{Decision, PolicyNote, Process, Resource, Shadow, TaskRef, Tier, UNKNOWN_UID};
+pub use hub::{Hub, Writing, missed_line};
 pub use lifecycle::{
     CatalogueChanged, Cause, Coverage, DaemonStarted, DaemonStopping, Loss, PathCoverage, PolicyLoaded, ProcessEvent,
     Rejected, TaskOver, TaskStarted,
@@ -85,13 +85,11 @@ pub enum Event {
     DaemonReady(Coverage),
     /// The daemon stops.
     DaemonStopping(DaemonStopping),
-    /// What the host enforces is no longer what it was.
-    CoverageChanged(Coverage),
     /// A policy set came into force.
     PolicyLoaded(PolicyLoaded),
     /// A policy set was refused; the last good one stays.
     PolicyRejected(Rejected),
-    /// Secrets or endpoints came or went.
+    /// Secrets came or went.
     CatalogueChanged(CatalogueChanged),
     /// A catalogue was refused; the last good one stays.
     CatalogueRejected(Rejected),

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use tokio::sync::broadcast;
 
 use super::coalesce::Coalescer;
-use super::hub::Hub;
+use super::hub::{Hub, Writing};
 use super::sink::{OpenError, Sink};
 use super::{Cause, Decision, Event, Loss};
 
@@ -22,12 +22,13 @@ const BACKLOG: usize = 4096;
 pub struct Recorder {
     coalescer: Coalescer,
     hub: Hub,
+    failing: Option<String>,
 }
 
 impl Recorder {
     /// Writes to `sinks` and to watchers.
     pub fn new(sinks: Vec<Sink>) -> Self {
-        Self { coalescer: Coalescer::new(WINDOW, MAX_KEYS), hub: Hub::new(sinks, BACKLOG) }
+        Self { coalescer: Coalescer::new(WINDOW, MAX_KEYS), hub: Hub::new(sinks, BACKLOG), failing: None }
     }
 
     /// Where to subscribe to lines from now on; see [`Hub::watchers`].
@@ -53,9 +54,16 @@ impl Recorder {
     }
 
     /// To be called once a turn of the loop: writes the counts that are due at `now` and what waits in the sinks.
-    pub fn tick(&mut self, now: Instant) {
+    pub fn tick(&mut self, now: Instant) -> Writing {
         self.coalescer.flush_due(now, writer(&mut self.hub));
-        self.hub.flush();
+        let writing = self.hub.flush();
+        self.failing.clone_from(&writing.failing);
+        writing
+    }
+
+    /// Where and why the last [`Recorder::tick`] could not write.
+    pub fn failing(&self) -> Option<&str> {
+        self.failing.as_deref()
     }
 
     /// When [`Recorder::tick`] will have counts to write, if nothing else happens.
@@ -154,6 +162,35 @@ mod tests {
         recorder.record(time(), Event::TaskEnded(over()));
         recorder.tick(Instant::now());
         assert_eq!(recorder.close(), 2);
+    }
+
+    #[test]
+    fn a_full_disk_is_told_while_it_lasts_and_its_loss_once() {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let mut sink = Sink::stream(Box::new(full));
+        sink.push(&"x".repeat(5 << 20));
+        let mut recorder = Recorder::new(vec![sink]);
+        recorder.record(time(), Event::TaskEnded(over()));
+        let writing = recorder.tick(Instant::now());
+        assert_eq!(writing.lost, 1);
+        let failing = "standard output: No space left on device (os error 28)";
+        assert_eq!(writing.failing.as_deref(), Some(failing));
+        let again = recorder.tick(Instant::now());
+        assert_eq!(again, Writing { lost: 0, ..writing }, "a loss is counted once, and the failure is still there");
+        assert_eq!(recorder.failing(), Some(failing));
+    }
+
+    #[test]
+    fn a_broken_pipe_is_told_and_the_file_is_written_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("records.jsonl");
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        drop(theirs);
+        let mut recorder = Recorder::new(vec![Sink::file(&path).unwrap(), Sink::stream(Box::new(ours))]);
+        recorder.record(time(), Event::TaskEnded(over()));
+        let failing = recorder.tick(Instant::now()).failing;
+        assert_eq!(failing.as_deref(), Some("standard output: Broken pipe (os error 32)"));
+        assert_eq!(read(&path).len(), 1);
     }
 
     #[test]

@@ -23,7 +23,21 @@ pub struct OpenError {
 pub struct Sink {
     out: Out,
     pending: Pending,
+    /// Lines lost that no loss record tells of yet.
     lost: u64,
+    /// Those among them that no [`Sink::flush`] has returned yet.
+    fresh: u64,
+}
+
+/// What came of a [`Sink::flush`].
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Flushed {
+    /// Lines lost before, for a loss record: told once writing works again.
+    pub(super) recovered: u64,
+    /// Lines lost since the flush before this one, whether writing works or not.
+    pub(super) fresh: u64,
+    /// Where and why writing fails.
+    pub(super) failing: Option<String>,
 }
 
 enum Out {
@@ -51,27 +65,41 @@ impl Sink {
     }
 
     fn new(out: Out) -> Self {
-        Self { out, pending: Pending::default(), lost: 0 }
+        Self { out, pending: Pending::default(), lost: 0, fresh: 0 }
     }
 
     /// Takes a line for the next [`Sink::flush`]; counts it as lost if too much is waiting.
     pub(super) fn push(&mut self, line: &str) {
         if !self.pending.push(line, MAX_PENDING) {
-            self.lost += 1;
+            self.lose(1);
         }
     }
 
-    /// Writes what waits. Returns how many lines were lost before, once writing works again.
-    pub(super) fn flush(&mut self) -> u64 {
+    /// Writes what waits. Where that fails the lines go on waiting, and are lost when there is no more room to wait in.
+    pub(super) fn flush(&mut self) -> Flushed {
+        let failing = self.write().err().map(|error| format!("{}: {error}", self.name()));
+        let recovered = if failing.is_none() { std::mem::take(&mut self.lost) } else { 0 };
+        Flushed { recovered, fresh: std::mem::take(&mut self.fresh), failing }
+    }
+
+    fn write(&mut self) -> io::Result<()> {
         let out: &mut dyn Write = match &mut self.out {
             Out::File { file, .. } => file,
             Out::Stream(out) => out,
         };
-        match self.pending.write_to(out).and_then(|()| out.flush()) {
-            Ok(()) => std::mem::take(&mut self.lost),
-            // The lines wait, and are counted when there is no more room for them to wait in.
-            Err(_) => 0,
+        self.pending.write_to(out).and_then(|()| out.flush())
+    }
+
+    fn name(&self) -> String {
+        match &self.out {
+            Out::File { path, .. } => format!("`{}`", path.display()),
+            Out::Stream(_) => "standard output".to_owned(),
         }
+    }
+
+    fn lose(&mut self, count: u64) {
+        self.lost += count;
+        self.fresh += count;
     }
 
     /// Lines that wait or were lost since a flush last told of it.
@@ -85,11 +113,12 @@ impl Sink {
     /// # Errors
     /// [`OpenError`]; writing then goes on into the old file.
     pub(super) fn reopen(&mut self) -> Result<(), OpenError> {
-        let recovered = self.flush();
-        self.lost += recovered;
+        // What fails here fails again in the next flush, or goes into the new file.
+        let _ = self.write();
         if let Out::File { path, file } = &mut self.out {
             *file = open(path)?;
-            self.lost += self.pending.drop_torn_line();
+            let torn = self.pending.drop_torn_line();
+            self.lose(torn);
         }
         Ok(())
     }
@@ -207,11 +236,12 @@ mod tests {
         disk.grant(5);
         sink.push("one");
         sink.push("two");
-        assert_eq!(sink.flush(), 0);
+        let failing = Some("standard output: no storage space".to_owned());
+        assert_eq!(sink.flush(), Flushed { failing, ..Flushed::default() });
         assert_eq!(disk.text(), "one\nt");
         disk.grant(100);
         sink.push("three");
-        assert_eq!(sink.flush(), 0);
+        assert_eq!(sink.flush(), Flushed::default());
         assert_eq!(disk.text(), "one\ntwo\nthree\n");
     }
 
@@ -221,10 +251,12 @@ mod tests {
         let mut sink = Sink::stream(Box::new(disk.clone()));
         let line = "x".repeat(MAX_PENDING / 4);
         (0..6).for_each(|_| sink.push(&line));
-        assert_eq!(sink.flush(), 0, "nothing is told while nothing can be written");
+        let full = sink.flush();
+        assert_eq!((full.recovered, full.fresh), (0, 3), "no record is due while nothing can be written");
+        assert_eq!(sink.flush().fresh, 0);
         disk.grant(usize::MAX);
-        assert_eq!(sink.flush(), 3);
-        assert_eq!(sink.flush(), 0);
+        assert_eq!(sink.flush(), Flushed { recovered: 3, ..Flushed::default() });
+        assert_eq!(sink.flush(), Flushed::default());
         assert_eq!(disk.text().lines().count(), 3);
     }
 

@@ -70,7 +70,7 @@ pub(crate) fn decision() -> Decision {
 }
 
 pub(crate) fn over() -> Box<TaskOver> {
-    let why = "the last process has gone".to_owned();
+    let why = "its last process has gone".to_owned();
     Box::new(TaskOver { task: task(), why, allowed: 5, denied: 2, would_denied: 0 })
 }
 
