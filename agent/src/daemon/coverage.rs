@@ -123,7 +123,7 @@ impl Evidence<'_> {
             (BpfLsm::NotListed(list), _) => {
                 format!("`bpf` is not in the kernel's lsm list ({list}); boot with it there")
             }
-            (_, Some(cause)) => format!("this kernel refuses LSM programs: {cause}"),
+            (_, Some(cause)) => cause.to_owned(),
             _ => "BPF LSM does not run here".to_owned(),
         };
         row(path, "none", CoverageState::NotCovered, &format!("{what}: {why}"))
