@@ -56,6 +56,7 @@ pub(crate) fn tests() -> Vec<Test> {
         ("input::check_changes_nothing", check),
         ("input::run_arguments", run_arguments),
         ("input::no_daemon", no_daemon),
+        ("input::not_from_inside_a_task", from_inside),
     ])
 }
 
@@ -217,5 +218,21 @@ fn no_daemon(lab: &Lab) -> Result<()> {
     ensure!(ran.status.code() == Some(3), "{ran:?}");
     ensure!(ran.stderr.contains("writd.sock"), "{}", ran.stderr);
     ensure!(!Path::new(&place.socket()).exists(), "it made the socket");
+    Ok(())
+}
+
+/// Whoever works for a task, root too, gets nothing from the API: no second task, no reload, nobody's records.
+fn from_inside(lab: &Lab) -> Result<()> {
+    let world = lab.shared()?;
+    let writ = lab.machine.program("writ");
+    let socket = world.daemon.place.socket();
+    let inner = [writ.to_string_lossy(), "--socket".into(), socket.to_string_lossy()].map(|word| word.into_owned());
+    for verb in ["ps", "reload", "watch"] {
+        let mut command = world.daemon.writ(&["run", "--agent", "coder", "--intent", "fix-bug", "--"]);
+        command.args(&inner).arg(verb);
+        let ran = run(command)?;
+        ensure!(ran.status.code() == Some(1), "{verb}: {ran:?}");
+        ensure!(ran.stderr.contains("works for a task"), "{verb}: {}", ran.stderr);
+    }
     Ok(())
 }

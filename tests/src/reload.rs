@@ -19,6 +19,8 @@ pub(crate) fn tests() -> Vec<Test> {
         ("reload::by_command", |lab| changes(lab, |world| world.daemon.ask(&["reload"]).map(drop))),
         ("reload::broken_policy_keeps_the_last_good_one", broken),
         ("reload::broken_catalogue_keeps_the_last_good_one", broken_catalogue),
+        ("reload::named_pipe_keeps_nobody_waiting", named_pipe),
+        ("reload::entry_taken_out_frees_its_files", entry_taken_out),
         ("reload::policy_with_a_window_of_time", time_window),
         ("reload::read_verdicts_change_too", reads_change),
     ])
@@ -115,6 +117,27 @@ fn broken_catalogue(lab: &Lab) -> Result<()> {
     let record = world.daemon.record("a rejected catalogue", |record| record.kind() == "catalogue_rejected")?;
     ensure!(record.text("/error").contains("secrets.toml:3"), "file and line are not named in {}", record.0);
     world.task().run(&["read", &world.home("file.key")])?.expect_refused()?;
+    world.daemon.stop().map(drop)
+}
+
+fn named_pipe(lab: &Lab) -> Result<()> {
+    let world = lab.own(Options::default())?;
+    nix::unistd::mkfifo(&world.daemon.place.path("etc/policies/pipe.cedar"), nix::sys::stat::Mode::S_IRUSR)?;
+    world.daemon.signal(Signal::SIGHUP)?;
+    world.daemon.record("refused policies", |record| record.kind() == "policy_rejected")?;
+    world.daemon.status()?;
+    world.daemon.stop().map(drop)
+}
+
+fn entry_taken_out(lab: &Lab) -> Result<()> {
+    let world = lab.own(Options::default())?;
+    let mut session = world.task().session()?;
+    let file = world.home("file.key");
+    session.expect(&["read", &file], &["errno EPERM"])?;
+    world.daemon.place.write("etc/secrets.toml", "")?;
+    world.daemon.signal(Signal::SIGHUP)?;
+    until("a file that is no secret any more", 15, || Ok((session.ask(&["read", &file])? == ["ok"]).then_some(())))?;
+    session.close()?;
     world.daemon.stop().map(drop)
 }
 

@@ -30,6 +30,7 @@ pub(crate) fn tests() -> Vec<Test> {
         ("secrets::relative", relative),
         ("secrets::hardlink", hardlink),
         ("secrets::rename_and_back", rename_and_back),
+        ("secrets::unlinked", unlinked),
         ("secrets::bind_mount", bind_mount),
         ("secrets::exec", exec),
         ("secrets::new_file_in_a_directory", new_file),
@@ -103,6 +104,17 @@ fn protected_again(world: &World, label: &str, name: &str) -> Result<()> {
         Ok((session.ask(&["read", &file])? == ["errno EPERM"]).then_some(()))
     })?;
     refused_and_allowed(world, label, &["read", &file])
+}
+
+/// Neither the daemon's tidying up nor time opens what an `O_PATH` descriptor still leads to.
+fn unlinked(lab: &Lab) -> Result<()> {
+    let world = lab.shared()?;
+    let name = "keys/unlinked.pem";
+    std::fs::write(world.home(name), "secret")?;
+    world.unmarked(&["unlink-reopen", &world.home(name)])?.expect(&["ok"])?;
+    std::fs::write(world.home(name), "secret")?;
+    protected_again(&world, GLOB, name)?;
+    world.task().run(&["unlink-reopen", &world.home(name)])?.expect_refused()
 }
 
 fn bind_mount(lab: &Lab) -> Result<()> {

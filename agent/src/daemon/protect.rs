@@ -67,6 +67,7 @@ impl Protection {
             if let Some(held) = self.held.remove(&gone.path) {
                 // Still where it was: it is the catalogue that no longer speaks of it.
                 if reloaded && still_there(gone) {
+                    self.unwatch(&held);
                     self.free(maps, &held);
                 } else {
                     self.orphans.push(held);
@@ -193,17 +194,22 @@ impl Protection {
         }
     }
 
+    /// Only for what is no secret any more. The mark on an unlinked file goes when the file does: until then a descriptor
+    /// that somebody holds leads to it.
+    fn unwatch(&self, held: &Held) {
+        if let Guarding::Fanotify(group) = &self.guarding {
+            group.unwatch(&by_descriptor(&held.file), held.directory);
+        }
+    }
+
     /// Takes the rules back.
     fn free(&mut self, maps: &mut Maps, held: &Held) {
         if let Ok(meta) = held.file.metadata() {
             self.ledger.forget(meta.dev(), meta.ino());
         }
         for key in &held.keys {
-            match &self.guarding {
-                Guarding::Kernel if held.directory => maps.directories.remove(*key),
-                Guarding::Kernel => maps.secrets.remove(*key),
-                Guarding::Fanotify(group) => group.unwatch(&by_descriptor(&held.file), held.directory),
-            }
+            let map = if held.directory { &mut maps.directories } else { &mut maps.secrets };
+            map.remove(*key);
             if self.paths.get(key) == Some(&held.path) {
                 self.paths.remove(key);
             }

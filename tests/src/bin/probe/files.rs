@@ -6,6 +6,7 @@ use std::io::Read;
 use std::num::NonZeroUsize;
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, openat2};
@@ -20,6 +21,7 @@ pub(super) fn attempt(words: &[&str]) -> Option<Attempt> {
         ["read", path] => read(path),
         ["openat2", path] => with_openat2(path),
         ["reopen", path] => reopen(path),
+        ["unlink-reopen", path] => unlink_reopen(path),
         ["self-root", path] => read(format!("/proc/self/root{path}")),
         ["mmap", path] => with_mmap(path),
         ["read-write", path] => io(File::options().read(true).write(true).open(path)).map(drop),
@@ -54,6 +56,20 @@ fn with_openat2(path: &str) -> Attempt {
 fn reopen(path: &str) -> Attempt {
     let handle = nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
     read(format!("/proc/self/fd/{}", handle.as_raw_fd()))
+}
+
+/// A descriptor of that kind outlives the name; the daemon has time to notice that the name is gone.
+fn unlink_reopen(path: &str) -> Attempt {
+    let handle = nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+    io(std::fs::remove_file(path))?;
+    let end = Instant::now() + Duration::from_secs(2);
+    loop {
+        let outcome = read(format!("/proc/self/fd/{}", handle.as_raw_fd()));
+        if outcome.is_ok() || Instant::now() > end {
+            return outcome;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 fn with_mmap(path: &str) -> Attempt {
