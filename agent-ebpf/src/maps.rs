@@ -31,7 +31,8 @@ pub static CONNECT: LruHashMap<ConnectKey, Verdict, { MAX_CONNECT as usize }> = 
 #[btf_map]
 pub static READ: LruHashMap<ReadKey, Verdict, { MAX_READ as usize }> = LruHashMap::new();
 
-/// Protected file -> class. Written by the daemon, which reports what does not fit; read by the file programs.
+/// Protected file -> class; under inode 0, which no file has, a device that has any. Written by the daemon, which reports what
+/// does not fit; read by the file programs.
 #[btf_map]
 pub static SECRETS: HashMap<FileKey, u32, { MAX_SECRETS as usize }> = HashMap::new();
 
