@@ -235,6 +235,8 @@ impl Loop {
     }
 
     fn tick(&mut self) -> Option<Result<&'static str, DaemonError>> {
+        // What has happened so far belongs to the tasks that the sweep may end.
+        self.take_in(None, Vec::new());
         self.daemon.sweep();
         self.daemon.tell_losses();
         self.daemon.measure();
