@@ -16,6 +16,9 @@ use crate::task::table::state;
 /// is left to write more; after a revocation or an expiry there is no such time.
 const DRAIN: u64 = 2_000_000_000;
 
+/// A task that had no process for so long and of whose end no news came has ended: the news was lost. Nanoseconds.
+const NEWS_LOST: u64 = 2_000_000_000;
+
 /// A task whose processes are gone and whose sockets drain.
 pub(super) struct Draining {
     slot: u32,
@@ -33,9 +36,20 @@ impl Daemon {
         let empty = |task: &&Task| self.maps.usage.get(task.slot).processes <= 0;
         let gone: Vec<(u32, u32, TaskStatus)> =
             self.table.held().filter(empty).map(|task| (task.slot, task.epoch, task.status)).collect();
+        let at = now().boot;
+        let since = std::mem::take(&mut self.empty);
+        self.empty = gone
+            .iter()
+            .map(|&(slot, epoch, _)| ((slot, epoch), since.get(&(slot, epoch)).copied().unwrap_or(at)))
+            .collect();
         for (slot, epoch, status) in gone {
             match status {
-                TaskStatus::Active => self.last_process_gone(slot, epoch),
+                TaskStatus::Active => {
+                    // Usually the news is still under way, behind records of what the task did last.
+                    if self.empty.get(&(slot, epoch)).is_some_and(|since| at.saturating_sub(*since) >= NEWS_LOST) {
+                        self.last_process_gone(slot, epoch);
+                    }
+                }
                 _ if self.draining.iter().any(|other| (other.slot, other.epoch) == (slot, epoch)) => {}
                 _ => self.release(slot, epoch),
             }

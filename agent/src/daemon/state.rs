@@ -64,6 +64,8 @@ pub(super) struct Daemon {
     /// Decisions that the kernel's counters do not know of: fanotify's, and those of audit mode.
     pub(super) noted: HashMap<Effect, u64>,
     pub(super) draining: Vec<Draining>,
+    /// Tasks without a process, and since when: boot clock, nanoseconds.
+    pub(super) empty: HashMap<(u32, u32), u64>,
 }
 
 /// What [`Daemon::new`] takes beside the sources.
@@ -112,6 +114,7 @@ impl Daemon {
             baseline: HashMap::new(),
             noted: HashMap::new(),
             draining: Vec::new(),
+            empty: HashMap::new(),
         }
     }
 
