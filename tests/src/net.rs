@@ -79,21 +79,19 @@ fn uring(lab: &Lab, way: &str) -> Result<()> {
 
 fn tcp_again(lab: &Lab) -> Result<()> {
     let world = lab.shared()?;
-    let words = ["tcp-again", &world.open.tcp()?, &world.more.tcp()?];
-    world.unmarked(&words)?.expect(&["ok", "ok"])?;
-    ensure!(world.more.arrived()? == 1, "the unmarked attempt did not arrive");
-    let ran = world.task().connect(OPEN).run(&words)?;
-    ran.expect(&["ok", "errno EPERM"])?;
-    ensure!(world.more.arrived()? == 0, "the refused attempt arrived");
-    world.decision(ran.task()?, "connect", "deny", "policy").map(drop)
+    second_is_refused(&world, &["tcp-again", &world.open.tcp()?, &world.more.tcp()?])
 }
 
 fn udp_elsewhere(lab: &Lab) -> Result<()> {
     let world = lab.shared()?;
-    let words = ["udp-elsewhere", &world.open.udp()?, &world.more.udp()?];
-    world.unmarked(&words)?.expect(&["ok", "ok"])?;
+    second_is_refused(&world, &["udp-elsewhere", &world.open.udp()?, &world.more.udp()?])
+}
+
+/// Of two destinations of one socket, the one that is granted is reached and the other is not.
+fn second_is_refused(world: &World, words: &[&str]) -> Result<()> {
+    world.unmarked(words)?.expect(&["ok", "ok"])?;
     ensure!(world.more.arrived()? == 1, "the unmarked attempt did not arrive");
-    let ran = world.task().connect(OPEN).run(&words)?;
+    let ran = world.task().connect(OPEN).run(words)?;
     ran.expect(&["ok", "errno EPERM"])?;
     ensure!(world.more.arrived()? == 0, "the refused attempt arrived");
     world.decision(ran.task()?, "connect", "deny", "policy").map(drop)
