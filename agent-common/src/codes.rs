@@ -38,6 +38,16 @@ codes! {
         Socket = 3 "socket",
         /// Send on a socket that exists already.
         Send = 4 "send",
+        /// Wait for connections.
+        Listen = 5 "listen",
+        /// Connect or send to a unix socket.
+        ConnectUnix = 6 "connect_unix",
+        /// Use a facility of the kernel that opens side doors: see [`Facility`].
+        Use = 7 "use",
+        /// Ask what addresses a name has.
+        Resolve = 8 "resolve",
+        /// Take in a descriptor that another process passes on.
+        Receive = 9 "receive",
     }
 }
 
@@ -84,6 +94,16 @@ codes! {
         UpcallLost = 13 "upcall_lost",
         /// The kernel program could not tell what is being asked for.
         Undecidable = 14 "undecidable",
+        /// The packet would leave for another address than the one that was decided.
+        Rerouted = 15 "rerouted",
+        /// The question is not what its protocol says it must be.
+        Malformed = 16 "malformed",
+        /// The task asks more often, or for more, than it may.
+        RateLimited = 17 "rate_limited",
+        /// The name's address is one that this name may not have: loopback, private or metadata.
+        PrivateAnswer = 18 "private_answer",
+        /// It would blind or disable the enforcement.
+        Tamper = 19 "tamper",
     }
 }
 
@@ -140,6 +160,48 @@ codes! {
 }
 
 codes! {
+    /// What a task may use only where policy says so, since it opens a way around other guards.
+    Facility: u32 {
+        /// io_uring instances.
+        IoUring = 1 "io_uring",
+        /// userfaultfd(2), which stops the kernel in the middle of a copy.
+        Userfaultfd = 2 "userfaultfd",
+        /// New user namespaces, and with them all capabilities inside.
+        UserNamespace = 3 "user_namespace",
+        /// Socket options that make packets leave for other addresses than they are sent to.
+        SourceRouting = 4 "source_routing",
+        /// SO_MARK, by which gateways tell tasks apart.
+        SocketMark = 5 "socket_mark",
+        /// Kernel settings below /proc/sys.
+        Sysctl = 6 "sysctl",
+        /// Network devices that end in a process.
+        Tun = 7 "tun",
+        /// CAP_DAC_READ_SEARCH.
+        DacReadSearch = 0x102 "cap_dac_read_search",
+        /// CAP_NET_ADMIN.
+        NetAdmin = 0x10c "cap_net_admin",
+        /// CAP_NET_RAW.
+        NetRaw = 0x10d "cap_net_raw",
+        /// CAP_SYS_MODULE.
+        SysModule = 0x110 "cap_sys_module",
+        /// CAP_SYS_RAWIO.
+        SysRawio = 0x111 "cap_sys_rawio",
+        /// CAP_SYS_PTRACE.
+        SysPtrace = 0x113 "cap_sys_ptrace",
+        /// CAP_SYS_ADMIN.
+        SysAdmin = 0x115 "cap_sys_admin",
+        /// CAP_SYS_BOOT.
+        SysBoot = 0x116 "cap_sys_boot",
+        /// CAP_PERFMON.
+        Perfmon = 0x126 "cap_perfmon",
+        /// CAP_BPF.
+        Bpf = 0x127 "cap_bpf",
+        /// CAP_CHECKPOINT_RESTORE.
+        CheckpointRestore = 0x128 "cap_checkpoint_restore",
+    }
+}
+
+codes! {
     /// Named causes that the kernel counts per CPU.
     Counter: u32 {
         /// Decisions that ended in `allow`.
@@ -176,5 +238,9 @@ codes! {
         DaemonLost = 15 "daemon_lost",
         /// Path walks that ran out of steps before they reached a root.
         WalkTooDeep = 16 "walk_too_deep",
+        /// Packets dropped because the kernel held no verdict for where they go; the answer serves the next one.
+        WireMisses = 17 "wire_misses",
+        /// Packets dropped because they would leave for another address than the one that was decided.
+        Rerouted = 18 "rerouted",
     }
 }

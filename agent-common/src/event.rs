@@ -18,8 +18,8 @@ pub const KIND_EXITED: u32 = 5;
 
 /// Longest path that [`Executed`] carries.
 pub const PATH_LEN: usize = 256;
-/// Longest file name that [`Object`] carries.
-pub const NAME_LEN: usize = 64;
+/// Longest name that [`Object`] carries: a file's, cut there, or a whole `sun_path`, which has at most 108 bytes.
+pub const NAME_LEN: usize = 128;
 
 /// [`Ask::held`]: nobody waits and the action went through: the daemon writes the record (audit mode).
 pub const HELD_AUDIT: u8 = 0;
@@ -54,15 +54,18 @@ pub struct Actor {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Object {
-    /// `Connect`, `Send`: the destination.
+    /// `Connect`, `Send`, `Resolve`: the destination; `Listen`: where is listened.
     pub connect: ConnectKey,
+    /// `Send`: the destination that was decided, where the packet's own is another.
+    pub decided: ConnectKey,
     /// `Read`: the file.
     pub file: FileKey,
     /// `Read`: the protected directory above the file, where it is protected by one; else 0.
     pub directory: FileKey,
-    /// `Read`: the last component of the path, cut at [`NAME_LEN`], NUL padded.
+    /// `Read`: the last component of the path; `ConnectUnix`: the listener's own name, with a leading NUL where it is abstract;
+    /// `Use`: the setting. Cut at [`NAME_LEN`], NUL padded.
     pub name: [u8; NAME_LEN],
-    /// `Read`: the secret's class.
+    /// `Read`, `ConnectUnix`, `Use`: the class (see [`crate::maps::RowKey`]).
     pub class: u32,
     /// `Socket`: address family.
     pub family: u32,
@@ -311,9 +314,9 @@ fn until_nul(bytes: &[u8]) -> &[u8] {
 
 const _: () = {
     assert!(size_of::<Actor>() == 48);
-    assert!(size_of::<Object>() == 144);
-    assert!(size_of::<Ask>() == 216);
-    assert!(size_of::<Decided>() == 224);
+    assert!(size_of::<Object>() == 256);
+    assert!(size_of::<Ask>() == 328);
+    assert!(size_of::<Decided>() == 336);
     assert!(size_of::<Forked>() == 72);
     assert!(size_of::<Executed>() == 320);
     assert!(size_of::<Exited>() == 72);

@@ -8,5 +8,5 @@ pub mod codes;
 pub mod event;
 pub mod maps;
 
-pub use codes::{Action, Counter, DaemonLoss, Effect, Mode, Reason, Source, TaskStatus};
+pub use codes::{Action, Counter, DaemonLoss, Effect, Facility, Mode, Reason, Source, TaskStatus};
 pub use event::{DecodeError, Event};

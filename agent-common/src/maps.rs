@@ -52,7 +52,7 @@ pub const FAMILY_V4: u8 = 2;
 /// See [`FAMILY_V4`].
 pub const FAMILY_V6: u8 = 10;
 
-/// `CONNECT` key: one destination for one task under one generation.
+/// `CONNECT` key: one endpoint for one task under one generation, to connect to or to listen at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub struct ConnectKey {
@@ -70,21 +70,33 @@ pub struct ConnectKey {
     pub family: u8,
     /// Network byte order; IPv4 in the first four bytes, the rest 0.
     pub address: [u8; 16],
+    /// The code of [`crate::Action::Connect`], [`crate::Action::Listen`] or [`crate::Action::Resolve`].
+    pub action: u8,
+    /// Always 0.
+    pub pad: [u8; 7],
 }
 
-/// `READ` key: one class of secrets for one task under one generation.
+/// `ROWS` key: one class for one task under one generation.
+///
+/// Classes of secrets count from 1; those of unix listeners have [`CLASS_UNIX`] set; a facility is [`CLASS_FACILITY`] with the
+/// code of a [`crate::Facility`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 #[repr(C)]
-pub struct ReadKey {
+pub struct RowKey {
     /// Index into `TASKS`.
     pub slot: u32,
     /// The task's epoch.
     pub epoch: u32,
     /// The task's generation.
     pub generation: u32,
-    /// The secret's class.
+    /// What policy can tell apart.
     pub class: u32,
 }
+
+/// Set in classes of unix listeners.
+pub const CLASS_UNIX: u32 = 1 << 30;
+/// Set in classes of facilities.
+pub const CLASS_FACILITY: u32 = 1 << 31;
 
 /// `SECRETS` and `DIRECTORIES` key: a file as the kernel knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
@@ -96,12 +108,14 @@ pub struct FileKey {
     pub inode: u64,
 }
 
-/// `CONNECT` and `READ` value.
+/// `CONNECT` and `ROWS` value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Verdict {
     /// Last instant at which it may be used, on the boot clock in nanoseconds; `u64::MAX` for ever.
     pub not_after: u64,
+    /// The same for connections that are established already: they outlive the name under which they were opened.
+    pub flow_not_after: u64,
     /// The daemon's number for the policies behind it; 0 for none.
     pub detail: u32,
     /// A [`crate::Effect`]: what policy says; the task's mode is applied by the kernel.
@@ -126,6 +140,40 @@ pub struct SocketLabel {
     pub tgid: u32,
     /// 1 once a drop on this socket was recorded: one record a socket, the packets are counted.
     pub drop_recorded: u32,
+    /// Network namespace (`bpf_get_netns_cookie`).
+    pub netns: u64,
+    /// Writers of the ticket at work: one writes, others leave it.
+    pub writers: u64,
+    /// Counts the tickets written: a reader that sees it change reads nothing.
+    pub version: u64,
+    /// What was decided last on this socket; a generation of 0 is no ticket.
+    pub ticket: Ticket,
+    /// The name server that was asked, where the daemon's own answers in its place.
+    pub server: Server,
+}
+
+/// What a socket's packets may leave for without another look-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Ticket {
+    /// The endpoint; its action tells whether the socket connects, listens, or asks for names.
+    pub key: ConnectKey,
+    /// [`Verdict::flow_not_after`].
+    pub not_after: u64,
+}
+
+/// The address of a name server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Server {
+    /// As [`ConnectKey::address`].
+    pub address: [u8; 16],
+    /// Host byte order.
+    pub port: u16,
+    /// [`FAMILY_V4`] or [`FAMILY_V6`]; 0 for none.
+    pub family: u8,
+    /// Always 0.
+    pub pad: [u8; 5],
 }
 
 /// `SETTINGS`: one value, written by the daemon.
@@ -171,8 +219,8 @@ pub const MAX_PROCESSES: u32 = 65_536;
 pub const MARK_RESERVE: u32 = 4096;
 /// Capacity of `CONNECT`.
 pub const MAX_CONNECT: u32 = 65_536;
-/// Capacity of `READ`.
-pub const MAX_READ: u32 = 65_536;
+/// Capacity of `ROWS`.
+pub const MAX_ROWS: u32 = 65_536;
 /// Capacity of `SECRETS` and of `DIRECTORIES`.
 pub const MAX_SECRETS: u32 = 65_536;
 
@@ -180,11 +228,11 @@ const _: () = {
     assert!(size_of::<Mark>() == 16);
     assert!(size_of::<TaskState>() == 32);
     assert!(size_of::<Usage>() == 16);
-    assert!(size_of::<ConnectKey>() == 32);
-    assert!(size_of::<ReadKey>() == 16);
+    assert!(size_of::<ConnectKey>() == 40);
+    assert!(size_of::<RowKey>() == 16);
     assert!(size_of::<FileKey>() == 16);
-    assert!(size_of::<Verdict>() == 16);
-    assert!(size_of::<SocketLabel>() == 16);
+    assert!(size_of::<Verdict>() == 24);
+    assert!(size_of::<SocketLabel>() == 112);
     assert!(size_of::<Settings>() == 40);
     assert!(size_of::<Learned>() == 72);
 };

@@ -7,12 +7,12 @@
 use core::ffi::c_void;
 
 use agent_common::event::{Actor, Ask, HELD_AUDIT, HELD_REFUSED, HELD_WAITS, KIND_ASK};
-use agent_common::maps::{ConnectKey, Mark, ReadKey, Settings, TaskState, Usage, Verdict};
+use agent_common::maps::{CLASS_FACILITY, CLASS_UNIX, ConnectKey, Mark, RowKey, Settings, TaskState, Usage, Verdict};
 use agent_common::{Action, Counter, DaemonLoss, Effect, Mode, Reason, Source, TaskStatus};
 use aya_ebpf::helpers::generated::{bpf_ktime_get_boot_ns, bpf_loop};
 
 use crate::current;
-use crate::maps::{CONNECT, READ, SETTINGS, TASKS, TOTALS, UPCALLS, USAGE, count};
+use crate::maps::{CONNECT, ROWS, SETTINGS, TASKS, TOTALS, UPCALLS, USAGE, count};
 use crate::record::{self, Describe, Outcome, Who, zeroed};
 
 /// Index into `TOTALS`: first contacts that wait, all tasks together.
@@ -31,7 +31,7 @@ pub fn now() -> u64 {
 /// A key of one of the verdict maps.
 pub trait Key: Copy {
     /// What is asked.
-    const ACTION: Action;
+    fn action(&self) -> Action;
     /// Fills in whose verdict it is.
     fn set_owner(&mut self, mark: &Mark, generation: u32);
     /// The verdict that the kernel holds.
@@ -43,8 +43,12 @@ pub trait Key: Copy {
 }
 
 impl Key for ConnectKey {
-    const ACTION: Action = Action::Connect;
     const TURN: unsafe extern "C" fn(u32, *mut c_void) -> i64 = connect_turn;
+
+    #[inline(always)]
+    fn action(&self) -> Action {
+        if self.action == Action::Listen.code() { Action::Listen } else { Action::Connect }
+    }
 
     #[inline(always)]
     fn set_owner(&mut self, mark: &Mark, generation: u32) {
@@ -63,9 +67,17 @@ impl Key for ConnectKey {
     }
 }
 
-impl Key for ReadKey {
-    const ACTION: Action = Action::Read;
-    const TURN: unsafe extern "C" fn(u32, *mut c_void) -> i64 = read_turn;
+impl Key for RowKey {
+    const TURN: unsafe extern "C" fn(u32, *mut c_void) -> i64 = row_turn;
+
+    #[inline(always)]
+    fn action(&self) -> Action {
+        match self.class & (CLASS_FACILITY | CLASS_UNIX) {
+            0 => Action::Read,
+            CLASS_UNIX => Action::ConnectUnix,
+            _ => Action::Use,
+        }
+    }
 
     #[inline(always)]
     fn set_owner(&mut self, mark: &Mark, generation: u32) {
@@ -75,12 +87,12 @@ impl Key for ReadKey {
     #[inline(always)]
     fn verdict(&self) -> Option<Verdict> {
         // SAFETY: the value is copied at once.
-        unsafe { READ.get(self).copied() }
+        unsafe { ROWS.get(self).copied() }
     }
 
     #[inline(always)]
     fn forget(&self) {
-        let _ = READ.remove(self);
+        let _ = ROWS.remove(self);
     }
 }
 
@@ -97,9 +109,9 @@ unsafe extern "C" fn connect_turn(_turn: u32, hold: *mut c_void) -> i64 {
     turn(unsafe { &*hold.cast::<Hold<ConnectKey>>() })
 }
 
-unsafe extern "C" fn read_turn(_turn: u32, hold: *mut c_void) -> i64 {
-    // SAFETY: `wait` passes a `Hold<ReadKey>` on its own stack.
-    turn(unsafe { &*hold.cast::<Hold<ReadKey>>() })
+unsafe extern "C" fn row_turn(_turn: u32, hold: *mut c_void) -> i64 {
+    // SAFETY: `wait` passes a `Hold<RowKey>` on its own stack.
+    turn(unsafe { &*hold.cast::<Hold<RowKey>>() })
 }
 
 #[inline(always)]
@@ -164,10 +176,10 @@ struct Question<'a, K, D> {
 pub fn decide<K: Key>(mark: &Mark, key: &mut K, what: &impl Describe) -> bool {
     let time = now();
     let Some(task) = TASKS.get(mark.slot) else {
-        return refuse(mark, K::ACTION, Reason::Undecidable, what);
+        return refuse(mark, key.action(), Reason::Undecidable, what);
     };
     if let Some(reason) = over(task, mark.epoch, time) {
-        return refuse(mark, K::ACTION, reason, what);
+        return refuse(mark, key.action(), reason, what);
     }
     // Read once: the daemon may change it at any moment, and question and answer must agree.
     // SAFETY: a field of a live map value.
@@ -189,7 +201,7 @@ pub fn decide<K: Key>(mark: &Mark, key: &mut K, what: &impl Describe) -> bool {
         _ => first_contact(&question, task),
     };
     outcome.generation = generation;
-    finish(mark, K::ACTION, task.mode, &mut outcome, time, what)
+    finish(mark, key.action(), task.mode, &mut outcome, time, what)
 }
 
 #[inline(always)]
@@ -277,7 +289,7 @@ fn ask<K: Key, D: Describe>(question: &Question<'_, K, D>, held: u8) -> bool {
     };
     let event = zeroed(&mut entry);
     event.kind = KIND_ASK;
-    event.action = K::ACTION.code();
+    event.action = question.key.action().code();
     event.held = held;
     event.generation = question.generation;
     event.time = question.time;

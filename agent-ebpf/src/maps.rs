@@ -2,8 +2,8 @@
 
 use agent_common::Counter;
 use agent_common::maps::{
-    ConnectKey, FileKey, LEARNED_FILES, Learned, MAX_CONNECT, MAX_PROCESSES, MAX_READ, MAX_SECRETS, MAX_TASKS, Mark,
-    ReadKey, Settings, SocketLabel, TaskState, Usage, Verdict,
+    ConnectKey, FileKey, LEARNED_FILES, Learned, MAX_CONNECT, MAX_PROCESSES, MAX_ROWS, MAX_SECRETS, MAX_TASKS, Mark,
+    RowKey, Settings, SocketLabel, TaskState, Usage, Verdict,
 };
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
@@ -27,9 +27,9 @@ pub static USAGE: Array<Usage, { MAX_TASKS as usize }> = Array::new();
 #[btf_map]
 pub static CONNECT: LruHashMap<ConnectKey, Verdict, { MAX_CONNECT as usize }> = LruHashMap::new();
 
-/// Secret's class -> verdict. Written by the daemon, read by the file programs. Full: as for `CONNECT`.
+/// Class -> verdict. Written by the daemon, read by the programs that guard files, unix sockets and facilities. Full: as for `CONNECT`.
 #[btf_map]
-pub static READ: LruHashMap<ReadKey, Verdict, { MAX_READ as usize }> = LruHashMap::new();
+pub static ROWS: LruHashMap<RowKey, Verdict, { MAX_ROWS as usize }> = LruHashMap::new();
 
 /// Protected file -> class; under inode 0, which no file has, a device that has any. Written by the daemon, which reports what
 /// does not fit; read by the file programs.

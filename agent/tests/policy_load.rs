@@ -13,7 +13,7 @@ const PERMIT: &str = "permit (principal, action == Action::\"read\", resource);"
 #[test]
 fn what_ships_is_valid_and_permits_nothing() {
     let policies = with("");
-    assert_eq!(policies.number_of_policies(), 6);
+    assert_eq!(policies.number_of_policies(), 8);
     assert!(policies.warnings(at("2026-11-23T00:00:00Z")).is_empty());
 }
 
@@ -158,5 +158,5 @@ fn many(number: usize) -> String {
 fn a_thousand_policies_load() {
     let site = [file("site.cedar", &many(1000))];
     let policies = Policies::load(&shipped(), &site, TimeZone::UTC).unwrap_or_else(|errors| panic!("{errors}"));
-    assert_eq!(policies.number_of_policies(), 1006);
+    assert_eq!(policies.number_of_policies(), 1008);
 }

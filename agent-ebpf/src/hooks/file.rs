@@ -1,7 +1,7 @@
 //! Secret reads, where BPF LSM works: the file is known by device and inode, never by its path.
 
 use agent_common::event::{NAME_LEN, Object};
-use agent_common::maps::{FileKey, LEARNED_FILES, Mark, ReadKey, SLOT_DAEMON};
+use agent_common::maps::{FileKey, LEARNED_FILES, Mark, RowKey, SLOT_DAEMON};
 use agent_common::{Action, Counter, Reason};
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
 use aya_ebpf::macros::lsm;
@@ -48,7 +48,7 @@ fn open(mark: &Mark, file: *const c_void) -> bool {
     match classify(&mut what, file) {
         Class::Free => true,
         Class::Unknown => decide::refuse(mark, Action::Read, Reason::Undecidable, &what),
-        Class::Secret => decide(mark, &mut ReadKey { class: what.class, ..ReadKey::zeroed() }, &what),
+        Class::Secret => decide(mark, &mut RowKey { class: what.class, ..RowKey::zeroed() }, &what),
     }
 }
 

@@ -83,7 +83,7 @@ fn guard(ctx: &SockAddrContext, family: u8, source: u32) -> i32 {
 /// (`net/ipv6/tcp_ipv6.c: tcp_v6_connect`).
 #[inline(always)]
 fn destination(ctx: &SockAddrContext, family: u8, source: u32) -> ConnectKey {
-    let mut key = ConnectKey::zeroed();
+    let mut key = ConnectKey { action: Action::Connect.code(), ..ConnectKey::zeroed() };
     let addr = ctx.sock_addr;
     // SAFETY: constant offsets into the program's context. Volatile, one word at a time: the verifier refuses a wider or
     // indexed access.

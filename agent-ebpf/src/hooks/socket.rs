@@ -68,7 +68,7 @@ pub fn sock_create(ctx: SockContext) -> i32 {
     if !go_on {
         return DENY;
     }
-    let mut label = SocketLabel { slot: mark.slot, epoch: mark.epoch, tgid: current::tgid(), drop_recorded: 0 };
+    let mut label = SocketLabel { slot: mark.slot, epoch: mark.epoch, tgid: current::tgid(), ..SocketLabel::zeroed() };
     if !LABELS.set(ctx.as_ptr(), &mut label) {
         count(Counter::LabelFailed);
         return DENY;

@@ -118,12 +118,20 @@ fn push_if(line: &mut String, there: bool, part: impl Display) {
 
 fn resource(resource: &Resource) -> String {
     match resource {
-        Resource::Endpoint { address, port, protocol, host, labels } => {
+        Resource::Endpoint { address, port, protocol, host, labels, .. } => {
             let host = host.as_deref().map(|host| format!(" {}", shown(host))).unwrap_or_default();
             format!("{}/{}{host} {}", SocketAddr::new(*address, *port), protocol.as_str(), list(labels))
         }
         Resource::Secret { path: Some(path), labels, .. } => format!("{} {}", shown(path), list(labels)),
         Resource::Secret { path: None, device, inode, labels } => format!("inode {device}:{inode} {}", list(labels)),
+        Resource::Unix { name, labels } => {
+            format!("unix {} {}", name.as_deref().map_or_else(|| "unnamed".to_owned(), shown), list(labels))
+        }
+        Resource::Facility { name, detail: None } => shown(name),
+        Resource::Facility { name, detail: Some(detail) } => format!("{} {}", shown(name), shown(detail)),
+        Resource::Name { name, record_type, labels } => {
+            format!("{} {} {}", shown(name), shown(record_type), list(labels))
+        }
         Resource::Socket { family, socket_type, protocol } => {
             format!("family {family} type {socket_type} protocol {protocol}")
         }
@@ -268,7 +276,8 @@ mod tests {
         let endpoint = of(|d| {
             let (address, host) = ("2001:db8::1".parse().unwrap(), Some("api.example".into()));
             let protocol = crate::domain::Protocol::Udp;
-            d.resource = Resource::Endpoint { address, port: 53, protocol, host, labels: labels.clone() };
+            d.resource =
+                Resource::Endpoint { address, port: 53, protocol, host, labels: labels.clone(), decided: None };
         });
         assert!(endpoint.contains("[2001:db8::1]:53/udp api.example [secret/ssh]"), "{endpoint}");
         let secret = |path: Option<&str>| Resource::Secret {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use agent_common::maps::{ConnectKey, FAMILY_V4, MAX_TASKS, Mark, TaskState, Usage, Verdict};
-use agent_common::{Effect, Mode, Reason, TaskStatus};
+use agent_common::{Action, Effect, Mode, Reason, TaskStatus};
 use arc_swap::ArcSwap;
 use bytemuck::Zeroable;
 
@@ -84,7 +84,12 @@ fn publish(snapshot: &ArcSwap<Snapshot>, generation: u32) -> Result<(), DaemonEr
 /// The authorizer sets itself up on its first question, which takes longer than a process should be held.
 fn warm_up(snapshot: &Snapshot, prepared: &Prepared) {
     let at = now().millis();
-    let nowhere = ConnectKey { protocol: Protocol::Tcp.number(), family: FAMILY_V4, ..ConnectKey::zeroed() };
+    let nowhere = ConnectKey {
+        protocol: Protocol::Tcp.number(),
+        family: FAMILY_V4,
+        action: Action::Connect.code(),
+        ..ConnectKey::zeroed()
+    };
     if let Some(endpoint) = snapshot.endpoint(&nowhere) {
         snapshot.policies.decide(prepared, &snapshot.policies.endpoint_class(&endpoint), at);
     }
@@ -102,11 +107,18 @@ fn set_up(maps: &mut Maps, targets: &Targets, generation: u32) -> Result<(), Map
 fn allow(maps: &mut Maps, to: std::net::SocketAddr, generation: u32) -> Result<(), MapError> {
     let IpAddr::V4(address) = to.ip() else { return Ok(()) };
     let [a, b, c, d] = address.octets();
-    let mut key = ConnectKey { slot: CANARY_SLOT, epoch: EPOCH, generation, ..ConnectKey::zeroed() };
+    let mut key = ConnectKey {
+        slot: CANARY_SLOT,
+        epoch: EPOCH,
+        generation,
+        action: Action::Connect.code(),
+        ..ConnectKey::zeroed()
+    };
     (key.port, key.protocol, key.family) = (to.port(), Protocol::Udp.number(), FAMILY_V4);
     key.address = [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     let (effect, reason) = (Effect::Allow.code(), Reason::Policy.code());
-    maps.connect.put(key, Verdict { not_after: u64::MAX, effect, reason, ..Verdict::zeroed() })
+    maps.connect
+        .put(key, Verdict { not_after: u64::MAX, flow_not_after: u64::MAX, effect, reason, ..Verdict::zeroed() })
 }
 
 fn sing(maps: &mut Maps, targets: &Targets, generation: u32) -> Result<BTreeMap<Attempt, Outcome>, DaemonError> {

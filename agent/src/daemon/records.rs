@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use agent_common::event::{Actor, Decided, Executed, Exited, Forked, Object};
-use agent_common::{Action, Counter, Event as KernelEvent};
+use agent_common::event::{Actor, Decided, Executed, Exited, Forked, NAME_LEN, Object};
+use agent_common::maps::CLASS_FACILITY;
+use agent_common::{Action, Counter, Event as KernelEvent, Facility};
 
 use super::canary_task::CANARY_SLOT;
 use super::snapshot::address;
@@ -194,7 +195,11 @@ impl Daemon {
 
     fn resource(&self, action: Action, object: &Object) -> Resource {
         match action {
-            Action::Connect | Action::Send => self.endpoint(object),
+            Action::Connect | Action::Send | Action::Listen | Action::Resolve | Action::Receive => {
+                self.endpoint(object)
+            }
+            Action::ConnectUnix => self.unix(object),
+            Action::Use => facility(object),
             Action::Read => self.secret(object),
             Action::Socket => Resource::Socket {
                 family: u16::try_from(object.family).unwrap_or(u16::MAX),
@@ -215,8 +220,14 @@ impl Daemon {
                 protocol: if key.protocol == Protocol::Udp.number() { Protocol::Udp } else { Protocol::Tcp },
                 host: None,
                 labels: Arc::default(),
+                decided: None,
             },
         }
+    }
+
+    fn unix(&self, object: &Object) -> Resource {
+        let name = (object.name != [0; NAME_LEN]).then(|| Arc::from(socket_name(&object.name)));
+        Resource::Unix { name, labels: Arc::default() }
     }
 
     fn secret(&self, object: &Object) -> Resource {
@@ -259,6 +270,21 @@ fn owner(lineage: &Lineage, tgid: u32) -> (u32, u64, Option<Arc<str>>) {
         return (known.uid, known.cgroup, known.cgroup_path.clone());
     }
     snapshot(tgid).map_or((UNKNOWN_UID, 0, None), |facts| (facts.uid, 0, facts.cgroup))
+}
+
+/// As `ss(8)` shows it: abstract names begin with `@`.
+fn socket_name(name: &[u8]) -> String {
+    let (head, rest) = name.split_first().map_or((&0, name), |(head, rest)| (head, rest));
+    let end = rest.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+    let text = String::from_utf8_lossy(rest.get(..end).unwrap_or(rest));
+    if *head == 0 { format!("@{text}") } else { format!("{}{text}", char::from(*head)) }
+}
+
+fn facility(object: &Object) -> Resource {
+    let name = Facility::from_code(object.class & !CLASS_FACILITY).map_or("unknown", Facility::as_str);
+    let detail = object.name();
+    let detail = (!detail.is_empty()).then(|| Arc::from(String::from_utf8_lossy(detail)));
+    Resource::Facility { name: Arc::from(name), detail }
 }
 
 #[cfg(test)]

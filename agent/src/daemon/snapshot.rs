@@ -4,12 +4,15 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use agent_common::Facility;
 use agent_common::event::Ask;
-use agent_common::maps::{ConnectKey, FAMILY_V4};
+use agent_common::maps::{CLASS_FACILITY, ConnectKey, FAMILY_V4};
 
 use crate::decision::{Judge, TaskKey};
 use crate::domain::resource::canonical;
-use crate::domain::{Decision, Effect, Endpoint, LabelSet, Lifetime, Mode, Protocol, Reason, TaskFacts, UnixMillis};
+use crate::domain::{
+    Decision, Effect, Endpoint, Label, LabelSet, Lifetime, Mode, Protocol, Reason, TaskFacts, UnixMillis,
+};
 use crate::policy::{Class, Policies, Prepared};
 use crate::resource::Endpoints;
 
@@ -62,10 +65,25 @@ impl Snapshot {
         Some(Endpoint { protocol, address, port: key.port, host: None, labels })
     }
 
+    /// Where a task would listen, with the catalogue's labels: `0.0.0.0` and `::` are every address of the host, not loopback.
+    pub(super) fn listener(&self, key: &ConnectKey) -> Option<Endpoint> {
+        let protocol = Protocol::from_number(key.protocol)?;
+        let address = address(key).to_canonical();
+        let labels = self.endpoints.labels_to_listen(address, key.port, protocol);
+        Some(Endpoint { protocol, address, port: key.port, host: None, labels })
+    }
+
     /// The labels of a class of secrets.
     pub(super) fn class_labels(&self, class: u32) -> Option<&Arc<LabelSet>> {
         self.classes.get(usize::try_from(class).ok()?.checked_sub(1)?)
     }
+}
+
+/// The label of a facility of the kernel.
+pub(super) fn facility_labels(class: u32) -> Option<Arc<LabelSet>> {
+    let facility = Facility::from_code(class & !CLASS_FACILITY)?;
+    let label: Label = format!("kernel/{}", facility.as_str()).parse().ok()?;
+    Some(Arc::new(LabelSet::from([label])))
 }
 
 /// The address of a key as the kernel wrote it.

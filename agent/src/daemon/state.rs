@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use agent_common::maps::{Mark, ReadKey, TaskState, Usage};
+use agent_common::maps::{Mark, RowKey, TaskState, Usage};
 use agent_common::{Counter, TaskStatus};
 use bytemuck::Zeroable;
 use jiff::Timestamp;
@@ -245,7 +245,7 @@ impl Daemon {
             let class = snapshot.policies.secret_class(labels);
             let answer = rows.answer(&*snapshot, crate::decision::TaskKey { slot, epoch, generation }, class, at);
             if answer.verdict.once == 0 {
-                self.maps.read.put(ReadKey { slot, epoch, generation, class: number }, answer.verdict)?;
+                self.maps.rows.put(RowKey { slot, epoch, generation, class: number }, answer.verdict)?;
             }
         }
         Ok(())

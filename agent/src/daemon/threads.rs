@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use agent_common::event::{Actor, Ask, HELD_AUDIT, HELD_WAITS};
-use agent_common::maps::{ConnectKey, ReadKey, SLOT_DAEMON, Settings, TaskState, Verdict};
+use agent_common::maps::{ConnectKey, RowKey, SLOT_DAEMON, Settings, TaskState, Verdict};
 use agent_common::{Action, Event, TaskStatus};
 use arc_swap::ArcSwap;
 use bytemuck::Zeroable;
@@ -20,7 +20,7 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use tokio::sync::mpsc;
 
-use super::snapshot::{Known, Snapshot, undecided};
+use super::snapshot::{Known, Snapshot, facility_labels, undecided};
 use crate::decision::{Answer, Details, Instant, Rows, TaskKey};
 use crate::domain::clock::boot_now_ns;
 use crate::domain::{Decision, Effect, Mode, Reason, Source};
@@ -205,10 +205,12 @@ fn put(maps: &mut Maps, ask: &Ask, verdict: Verdict) {
     let Actor { slot, epoch, .. } = ask.actor;
     let generation = ask.generation;
     let _ = match Action::from_code(ask.action) {
-        Some(Action::Connect) => {
+        Some(Action::Connect | Action::Listen) => {
             maps.connect.put(ConnectKey { slot, epoch, generation, ..ask.object.connect }, verdict)
         }
-        Some(Action::Read) => maps.read.put(ReadKey { slot, epoch, generation, class: ask.object.class }, verdict),
+        Some(Action::Read | Action::ConnectUnix | Action::Use) => {
+            maps.rows.put(RowKey { slot, epoch, generation, class: ask.object.class }, verdict)
+        }
         _ => Ok(()),
     };
 }
@@ -219,6 +221,10 @@ fn decide(rows: &mut Rows<Class>, snapshot: &Snapshot, ask: &Ask, now: Instant) 
         Some(Action::Connect) => {
             snapshot.endpoint(&ask.object.connect).map(|endpoint| snapshot.policies.endpoint_class(&endpoint))
         }
+        Some(Action::Listen) => {
+            snapshot.listener(&ask.object.connect).map(|endpoint| snapshot.policies.listen_class(&endpoint))
+        }
+        Some(Action::Use) => facility_labels(ask.object.class).map(|labels| snapshot.policies.facility_class(&labels)),
         Some(Action::Read) => {
             snapshot.class_labels(ask.object.class).map(|labels| snapshot.policies.secret_class(labels))
         }

@@ -131,7 +131,8 @@ fn once(decision: Arc<Decision>, detail: u32, not_after: u64) -> Answer {
 }
 
 fn verdict(decision: &Decision, detail: u32, not_after: u64, once: u8) -> Verdict {
-    Verdict { not_after, detail, effect: decision.effect.code(), reason: decision.reason.code(), once, pad: 0 }
+    let (effect, reason) = (decision.effect.code(), decision.reason.code());
+    Verdict { not_after, flow_not_after: not_after, detail, effect, reason, once, pad: 0 }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 
 use agent_common::Counter;
-use agent_common::maps::{ConnectKey, FileKey, Learned, Mark, ReadKey, Settings, TaskState, Usage, Verdict};
+use agent_common::maps::{ConnectKey, FileKey, Learned, Mark, RowKey, Settings, TaskState, Usage, Verdict};
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use bytemuck::Pod;
@@ -134,8 +134,8 @@ pub struct Maps {
     pub usage: Slots<Usage>,
     /// Destination -> verdict.
     pub connect: Table<ConnectKey, Verdict>,
-    /// Secret's class -> verdict.
-    pub read: Table<ReadKey, Verdict>,
+    /// Class -> verdict.
+    pub rows: Table<RowKey, Verdict>,
     /// File -> class.
     pub secrets: Table<FileKey, u32>,
     /// Directory -> class.
@@ -162,7 +162,7 @@ impl Maps {
             tasks: Slots::open(ebpf, "TASKS")?,
             usage: Slots::open(ebpf, "USAGE")?,
             connect: Table::open(ebpf, "CONNECT", true)?,
-            read: Table::open(ebpf, "READ", true)?,
+            rows: Table::open(ebpf, "ROWS", true)?,
             secrets: Table::open(ebpf, "SECRETS", false)?,
             directories: Table::open(ebpf, "DIRECTORIES", false)?,
             learned: Slots::open(ebpf, "LEARNED")?,

@@ -25,6 +25,14 @@ pub(super) enum Kind {
         proto: Option<Protocol>,
         host: Option<Arc<str>>,
     },
+    /// An endpoint of this host, to listen at.
+    Listen {
+        ip: Option<IpAddr>,
+        port: Option<u16>,
+        proto: Option<Protocol>,
+    },
+    Unix,
+    Facility,
 }
 
 impl Kind {
@@ -34,6 +42,14 @@ impl Kind {
             port: read.port.then_some(endpoint.port),
             proto: read.proto.then_some(endpoint.protocol),
             host: endpoint.host.clone().filter(|_| read.host),
+        }
+    }
+
+    pub(super) fn listen(endpoint: &Endpoint, read: Attributes) -> Self {
+        Self::Listen {
+            ip: read.ip.then_some(endpoint.address),
+            port: read.port.then_some(endpoint.port),
+            proto: read.proto.then_some(endpoint.protocol),
         }
     }
 }

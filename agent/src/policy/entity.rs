@@ -8,7 +8,7 @@ use cedar_policy::{Context, Entity, EntityId, EntityTypeName, EntityUid, Request
 
 use super::class::{Class, Kind};
 use super::time::datetime;
-use crate::domain::{AgentFacts, IntentFacts, Label, LabelSet, TaskFacts, UserFacts};
+use crate::domain::{AgentFacts, IntentFacts, Label, LabelSet, Protocol, TaskFacts, UserFacts};
 
 /// Why facts are no entities.
 #[derive(Debug, thiserror::Error)]
@@ -37,10 +37,12 @@ types! {
     agent_uid "Agent"
     agent_group_uid "AgentGroup"
     endpoint_uid "Endpoint"
+    facility_uid "Facility"
     intent_uid "Intent"
     label_text_uid "Label"
     secret_uid "Secret"
     task_uid "Task"
+    unix_uid "UnixSocket"
     user_uid "User"
     user_group_uid "UserGroup"
 }
@@ -50,12 +52,18 @@ pub(super) fn action(kind: &Kind) -> EntityUid {
     action_uid(match kind {
         Kind::Secret => "read",
         Kind::Endpoint { .. } => "connect",
+        Kind::Listen { .. } => "listen",
+        Kind::Unix => "connect_unix",
+        Kind::Facility => "use",
     })
 }
 
-/// The two actions that are decided over and over.
-pub(super) fn actions() -> [EntityUid; 2] {
-    [action_uid("read"), action_uid("connect")]
+/// The actions that are decided over and over.
+pub(super) const ACTIONS: [&str; 5] = ["read", "connect", "listen", "connect_unix", "use"];
+
+/// [`ACTIONS`] as Cedar knows them.
+pub(super) fn actions() -> [EntityUid; ACTIONS.len()] {
+    ACTIONS.map(action_uid)
 }
 
 /// The principal that a task is.
@@ -86,15 +94,26 @@ pub(super) fn resource(class: &Class, parents: HashSet<EntityUid>) -> Result<Ent
     match &class.kind {
         Kind::Secret => Ok(Entity::new_no_attrs(secret_uid("any"), parents)),
         Kind::Endpoint { ip, port, proto, host } => {
-            let attributes = [
-                ip.map(|ip| ("ip", address(ip))),
-                port.map(|port| ("port", RestrictedExpression::new_long(port.into()))),
-                proto.map(|proto| ("proto", text(proto.as_str()))),
-                host.as_deref().map(|host| ("host", text(host))),
-            ];
-            entity(endpoint_uid("any"), attributes.into_iter().flatten(), parents)
+            let host = host.as_deref().map(|host| ("host", text(host)));
+            entity(endpoint_uid("any"), endpoint(*ip, *port, *proto).chain(host), parents)
         }
+        Kind::Listen { ip, port, proto } => entity(endpoint_uid("any"), endpoint(*ip, *port, *proto), parents),
+        Kind::Unix => Ok(Entity::new_no_attrs(unix_uid("any"), parents)),
+        Kind::Facility => Ok(Entity::new_no_attrs(facility_uid("any"), parents)),
     }
+}
+
+fn endpoint(
+    ip: Option<IpAddr>,
+    port: Option<u16>,
+    proto: Option<Protocol>,
+) -> impl Iterator<Item = (&'static str, RestrictedExpression)> {
+    let attributes = [
+        ip.map(|ip| ("ip", address(ip))),
+        port.map(|port| ("port", RestrictedExpression::new_long(port.into()))),
+        proto.map(|proto| ("proto", text(proto.as_str()))),
+    ];
+    attributes.into_iter().flatten()
 }
 
 /// The entities of a task and of the tasks above it. Where two tasks know an agent or an intent differently, as after a

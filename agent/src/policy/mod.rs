@@ -70,7 +70,7 @@ pub struct Prepared {
 struct Hop {
     principal: EntityUid,
     /// The policies whose principal scope can match, for each action.
-    rules: [(EntityUid, ByResource); 2],
+    rules: [(EntityUid, ByResource); entity::ACTIONS.len()],
 }
 
 /// Why a task's facts are no Cedar entities.
@@ -112,6 +112,22 @@ impl Policies {
     pub fn endpoint_class(&self, endpoint: &Endpoint) -> Class {
         let kind = Kind::endpoint(endpoint, self.attributes);
         Class { policies: self.id, kind, labels: Arc::clone(&endpoint.labels) }
+    }
+
+    /// The class of an endpoint of this host, to listen at.
+    pub fn listen_class(&self, endpoint: &Endpoint) -> Class {
+        let kind = Kind::listen(endpoint, self.attributes);
+        Class { policies: self.id, kind, labels: Arc::clone(&endpoint.labels) }
+    }
+
+    /// The class of a unix socket whose listener has these labels.
+    pub fn unix_class(&self, labels: &Arc<LabelSet>) -> Class {
+        Class { policies: self.id, kind: Kind::Unix, labels: Arc::clone(labels) }
+    }
+
+    /// The class of a facility of the kernel with these labels.
+    pub fn facility_class(&self, labels: &Arc<LabelSet>) -> Class {
+        Class { policies: self.id, kind: Kind::Facility, labels: Arc::clone(labels) }
     }
 
     /// The class of a secret with these labels.

@@ -1,6 +1,6 @@
 //! The record of a decision: who wanted what, what came of it and why.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -51,7 +51,7 @@ pub struct Decision {
     pub task: Arc<TaskRef>,
     /// Which process asked.
     pub process: Process,
-    /// `connect`, `read`, `socket` or `send`.
+    /// Such as `connect`, `read` or `listen`: see [`Action`].
     #[serde(with = "words::action")]
     pub action: Action,
     /// What it asked for.
@@ -136,6 +136,9 @@ pub enum Resource {
         host: Option<Arc<str>>,
         /// The catalogue's labels.
         labels: Arc<LabelSet>,
+        /// The destination that was decided, where the packet's own is another: a translation, or an attempt to get around.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        decided: Option<SocketAddr>,
     },
     /// A protected file.
     Secret {
@@ -158,6 +161,31 @@ pub enum Resource {
         /// Protocol.
         protocol: u32,
     },
+    /// Where somebody listens on a unix socket.
+    Unix {
+        /// The name that the listener bound, with a leading `@` where it is abstract; nothing if it has none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<Arc<str>>,
+        /// The catalogue's labels.
+        labels: Arc<LabelSet>,
+    },
+    /// A facility of the kernel.
+    Facility {
+        /// Such as `io_uring` or `cap_net_admin`.
+        name: Arc<str>,
+        /// What of it, such as the name of a setting.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        detail: Option<Arc<str>>,
+    },
+    /// A name whose addresses were asked for.
+    Name {
+        /// The name, in lower case, without the final dot.
+        name: Arc<str>,
+        /// Such as `AAAA`.
+        record_type: Arc<str>,
+        /// The catalogue's labels.
+        labels: Arc<LabelSet>,
+    },
 }
 
 impl From<&domain::Endpoint> for Resource {
@@ -168,6 +196,7 @@ impl From<&domain::Endpoint> for Resource {
             protocol: endpoint.protocol,
             host: endpoint.host.clone(),
             labels: endpoint.labels.clone(),
+            decided: None,
         }
     }
 }

@@ -52,6 +52,7 @@ pub(crate) fn decision() -> Decision {
             protocol: Protocol::Tcp,
             host: None,
             labels: Arc::new(labels(&["net/internal"])),
+            decided: None,
         },
         effect: Effect::Deny,
         reason: Reason::Policy,

@@ -104,6 +104,12 @@ impl Endpoints {
         }
     }
 
+    /// The labels of an address of this host to listen at. Unlike for a destination, the unspecified address is not loopback:
+    /// it stands for all of the host's.
+    pub fn labels_to_listen(&self, address: IpAddr, port: u16, protocol: Protocol) -> Arc<LabelSet> {
+        self.look_up(address.to_canonical(), port, protocol)
+    }
+
     fn look_up(&self, address: IpAddr, port: u16, protocol: Protocol) -> Arc<LabelSet> {
         let pieces = if address.is_ipv4() { &self.v4 } else { &self.v6 };
         let found = pieces.at(number(address)).and_then(|ports| ports.of(protocol).at(port.into()));
