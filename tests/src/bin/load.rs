@@ -13,9 +13,11 @@
 //! | `first ADDRESS COUNT GAP` | how many connects were refused, then the time of each, with GAP microseconds between them; each goes to the next address |
 //! | `listen` | the port of a TCP server on every address |
 //! | `drain` | how many connections that server has taken in since |
+//! | `peer` | the port of a TCP server on loopback that answers each block with one byte |
+//! | `blocks ADDRESS SIZE COUNT BATCHES` | a time for each batch of blocks sent to such a server and answered |
 
-use std::io::{self, BufRead, Write};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::io::{self, BufRead, Read, Write};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -64,6 +66,8 @@ fn obey(line: &str, server: &mut Option<OwnedFd>) -> Result<Vec<u64>> {
         ["sendto", count, batches] => datagrams(Plan::new(count, batches)?),
         ["first", address, count, gap] => first(parse(address)?, parse(count)?, Duration::from_micros(parse(gap)?)),
         ["listen"] => serve(server),
+        ["peer"] => peer(),
+        ["blocks", address, size, count, batches] => blocks(parse(address)?, parse(size)?, Plan::new(count, batches)?),
         ["drain"] => drain(server.as_ref().context("there is no server")?),
         _ => Err(anyhow!("`{line}` is no command")),
     }
@@ -188,6 +192,52 @@ fn serve(server: &mut Option<OwnedFd>) -> Result<Vec<u64>> {
     listen(socket, Backlog::new(BACKLOG)?)?;
     let bound: SockaddrIn = getsockname(socket.as_raw_fd())?;
     Ok(vec![bound.port().into()])
+}
+
+/// Serves until this process ends.
+fn peer() -> Result<Vec<u64>> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let port = listener.local_addr()?.port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            // A client that goes away ends its own thread only.
+            std::thread::spawn(move || answer_blocks(stream));
+        }
+    });
+    Ok(vec![port.into()])
+}
+
+/// The first four bytes tell how long each block is.
+fn answer_blocks(mut stream: TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut size = [0; 4];
+    stream.read_exact(&mut size)?;
+    let mut block = vec![0; u32::from_ne_bytes(size) as usize];
+    loop {
+        stream.read_exact(&mut block)?;
+        stream.write_all(b"x")?;
+    }
+}
+
+fn blocks(to: SocketAddrV4, size: u32, plan: Plan) -> Result<Vec<u64>> {
+    let mut stream = connected(to)?;
+    stream.write_all(&size.to_ne_bytes())?;
+    let block = vec![0; size as usize];
+    let mut send = || stream.write_all(&block).and_then(|()| stream.read_exact(&mut [0]));
+    plan.run(|| send().map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))), || ())
+}
+
+/// Where the daemon cannot answer while the caller waits, a verdict is there at the next attempt.
+fn connected(to: SocketAddrV4) -> Result<TcpStream> {
+    let mut made = None;
+    warm_up(&mut || {
+        made =
+            Some(TcpStream::connect(to).map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?);
+        Ok(())
+    })?;
+    let stream = made.context("there is no connection")?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 fn drain(server: &OwnedFd) -> Result<Vec<u64>> {

@@ -18,7 +18,14 @@ pub(super) enum Operation {
     Tcp,
     Udp,
     Sendto,
+    /// One byte there and one back on an established connection.
+    Request,
+    /// A block of [`BLOCK`] bytes on an established connection.
+    Stream,
 }
+
+/// Large enough that what is per block hardly counts.
+const BLOCK: u32 = 1 << 20;
 
 impl Operation {
     /// For tables.
@@ -31,11 +38,14 @@ impl Operation {
             Self::Tcp => "connect+close, TCP",
             Self::Udp => "connect, UDP",
             Self::Sendto => "sendto, UDP",
+            Self::Request => "request and answer, TCP",
+            Self::Stream => "stream of 1 MiB, TCP",
         }
     }
 
-    fn command(self, site: &Site, port: u16, effort: Effort) -> String {
+    fn command(self, site: &Site, server: &Server, effort: Effort) -> String {
         let (count, batches) = (effort.count(self), effort.batches);
+        let Server { port, peer, .. } = server;
         let words = match self {
             Self::OpenOrdinary => format!("open {}", site.ordinary().display()),
             Self::OpenSecret => format!("open {}", site.secret().display()),
@@ -44,6 +54,8 @@ impl Operation {
             Self::Tcp => format!("tcp 127.0.0.1:{port}"),
             Self::Udp => format!("udp 127.0.0.1:{port}"),
             Self::Sendto => "sendto".to_owned(),
+            Self::Request => format!("blocks 127.0.0.1:{peer} 1"),
+            Self::Stream => format!("blocks 127.0.0.1:{peer} {BLOCK}"),
         };
         format!("{words} {count} {batches}")
     }
@@ -60,7 +72,8 @@ pub(super) struct Effort {
 impl Effort {
     fn count(self, operation: Operation) -> u32 {
         match operation {
-            Operation::Tcp | Operation::Sendto => self.count / 4,
+            Operation::Tcp | Operation::Sendto | Operation::Request => self.count / 4,
+            Operation::Stream => self.count / 50,
             _ => self.count,
         }
     }
@@ -70,14 +83,19 @@ impl Effort {
 pub(super) struct Server {
     load: Load,
     port: u16,
+    /// The port of one that answers blocks.
+    peer: u16,
 }
 
 impl Server {
     /// Opens it.
     pub(super) fn open(mut load: Load) -> Result<Self> {
-        let answer = load.ask("listen")?;
-        let port = answer.first().and_then(|port| u16::try_from(*port).ok()).context("the server has no port")?;
-        Ok(Self { load, port })
+        let mut port = |command| {
+            let answer = load.ask(command)?;
+            answer.first().and_then(|port| u16::try_from(*port).ok()).context("the server has no port")
+        };
+        let (port, peer) = (port("listen")?, port("peer")?);
+        Ok(Self { load, port, peer })
     }
 
     /// Where it listens, on every address.
@@ -99,7 +117,7 @@ pub(super) fn measure(
     server: &mut Server,
     effort: Effort,
 ) -> Result<f64> {
-    let batches = load.ask(&operation.command(site, server.port(), effort))?;
+    let batches = load.ask(&operation.command(site, server, effort))?;
     server.drain()?;
     best(&batches, effort.count(operation)).with_context(|| format!("`{}` was not measured", operation.name()))
 }
