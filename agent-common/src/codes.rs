@@ -242,5 +242,7 @@ codes! {
         WireMisses = 17 "wire_misses",
         /// Packets dropped because they would leave for another address than the one that was decided.
         Rerouted = 18 "rerouted",
+        /// First contacts refused because their task had too many in a second.
+        RateLimited = 19 "rate_limited",
     }
 }

@@ -45,6 +45,10 @@ pub struct Usage {
     pub processes: i64,
     /// First contacts waiting for the daemon.
     pub outstanding: i64,
+    /// First contacts in `second`.
+    pub contacts: i64,
+    /// The second that `contacts` counts for: the boot clock in units of 2^30 nanoseconds.
+    pub second: u64,
 }
 
 /// IPv4 or IPv6, as `AF_INET` and `AF_INET6` number them on Linux.
@@ -190,10 +194,14 @@ pub struct Settings {
     pub max_holders: u32,
     /// First contacts that may wait at once for one task.
     pub max_outstanding: u32,
+    /// First contacts of one task in a second: more would take the daemon from the others.
+    pub max_contacts: u32,
     /// Marked processes at most; a fork beyond it does not survive.
     pub max_marks: u32,
     /// The daemon thread whose opens feed `LEARNED` (a thread id).
     pub learner: u32,
+    /// Always 0.
+    pub pad: u32,
 }
 
 /// `LEARNED`: files that the daemon opened last, as the kernel knows them.
@@ -227,12 +235,12 @@ pub const MAX_SECRETS: u32 = 65_536;
 const _: () = {
     assert!(size_of::<Mark>() == 16);
     assert!(size_of::<TaskState>() == 32);
-    assert!(size_of::<Usage>() == 16);
+    assert!(size_of::<Usage>() == 32);
     assert!(size_of::<ConnectKey>() == 40);
     assert!(size_of::<RowKey>() == 16);
     assert!(size_of::<FileKey>() == 16);
     assert!(size_of::<Verdict>() == 24);
     assert!(size_of::<SocketLabel>() == 112);
-    assert!(size_of::<Settings>() == 40);
+    assert!(size_of::<Settings>() == 48);
     assert!(size_of::<Learned>() == 72);
 };

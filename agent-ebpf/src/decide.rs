@@ -191,6 +191,10 @@ pub fn decide<K: Key>(mark: &Mark, key: &mut K, what: &impl Describe) -> bool {
             count(Counter::CacheHits);
             by_verdict(&verdict, Source::Cache)
         }
+        _ if too_many(mark.slot, time) => {
+            count(Counter::RateLimited);
+            structural(Effect::Deny, Reason::RateLimited)
+        }
         _ if task.mode == Mode::Audit.code() => {
             if ask(&question, HELD_AUDIT) {
                 // The daemon writes the record: what would have been decided is for it to say.
@@ -202,6 +206,24 @@ pub fn decide<K: Key>(mark: &Mark, key: &mut K, what: &impl Describe) -> bool {
     };
     outcome.generation = generation;
     finish(mark, key.action(), task.mode, &mut outcome, time, what)
+}
+
+/// Counts a first contact in, and tells whether the task has had its share of this second. Threads that meet at the turn
+/// of a second may count for either, which gives a task a few more or less.
+#[inline(always)]
+fn too_many(slot: u32, time: u64) -> bool {
+    let (Some(settings), Some(usage)) = (SETTINGS.get(0), USAGE.get_ptr_mut(slot)) else { return true };
+    let second = time >> 30;
+    // SAFETY: fields of a live map value; whole words, which are not torn.
+    let counted = unsafe {
+        let (at, contacts) = (&raw mut (*usage).second, &raw mut (*usage).contacts);
+        if core::ptr::read_volatile(at) != second {
+            core::ptr::write_volatile(at, second);
+            core::ptr::write_volatile(contacts, 0);
+        }
+        add(contacts, 1)
+    };
+    counted >= i64::from(settings.max_contacts)
 }
 
 #[inline(always)]

@@ -21,8 +21,10 @@ const MAX_OUTSTANDING: i64 = 65_536;
 const MAX_PROCESSES: i64 = 61_440;
 const DEFAULT_PROCESSES: NonZeroU32 = NonZeroU32::new(61_440).unwrap();
 const DEFAULT_OUTSTANDING: NonZeroU32 = NonZeroU32::MIN.saturating_add(63);
+const MAX_CONTACTS: i64 = 1_000_000;
+const DEFAULT_CONTACTS: NonZeroU32 = NonZeroU32::MIN.saturating_add(499);
 
-const KEYS: [&str; 15] = [
+const KEYS: &[&str] = &[
     "runtime_dir",
     "state_dir",
     "policies_dir",
@@ -35,6 +37,7 @@ const KEYS: [&str; 15] = [
     "default_ttl",
     "max_ttl",
     "max_outstanding",
+    "max_contacts_per_second",
     "max_processes",
     "homes",
     "kernel_log",
@@ -120,6 +123,8 @@ pub struct Config {
     pub max_ttl: Duration,
     /// First contacts of one task that may wait at the same time.
     pub max_outstanding: NonZeroU32,
+    /// First contacts that one task may have in a second; more are refused without asking the daemon.
+    pub max_contacts_per_second: NonZeroU32,
     /// Processes of tasks that may be alive at the same time, all tasks together; a fork beyond it does not survive.
     pub max_processes: NonZeroU32,
     /// Where home directories are known from.
@@ -190,10 +195,11 @@ impl Config {
         let mut reader = Reader::new(file, text);
         let document = reader.parse();
         let root = reader.root(&document);
-        reader.check_keys(root, &KEYS);
+        reader.check_keys(root, KEYS);
         let config_dir = file.parent().unwrap_or(Path::new("/")).to_owned();
         let (default_ttl, max_ttl) = read_ttls(&mut reader, root);
         let outstanding = reader.integer(root, "max_outstanding", 1..=MAX_OUTSTANDING);
+        let contacts = reader.integer(root, "max_contacts_per_second", 1..=MAX_CONTACTS);
         let processes = reader.integer(root, "max_processes", 1..=MAX_PROCESSES);
         let mut path = |key: &str, flag: &Option<PathBuf>, default: PathBuf| -> Result<PathBuf, ConfigError> {
             let own = reader.parsed(root, key, parse_path);
@@ -214,6 +220,7 @@ impl Config {
             max_ttl,
             max_processes: processes.and_then(to_non_zero).unwrap_or(DEFAULT_PROCESSES),
             max_outstanding: outstanding.and_then(to_non_zero).unwrap_or(DEFAULT_OUTSTANDING),
+            max_contacts_per_second: contacts.and_then(to_non_zero).unwrap_or(DEFAULT_CONTACTS),
             homes: read_homes(&mut reader, root, &flags.homes)?,
             kernel_log: reader.parsed(root, "kernel_log", parse_level).unwrap_or(LevelFilter::OFF),
         };

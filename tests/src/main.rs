@@ -4,6 +4,7 @@
 //! lacks is a failure. Tests of the full tier on a machine declared reduced are skipped by name.
 
 mod egress;
+mod flood;
 mod foreign;
 mod harness;
 mod input;
@@ -56,6 +57,7 @@ fn all() -> Vec<Test> {
         lifecycle::tests(),
         egress::tests(),
         records::tests(),
+        flood::tests(),
         // Each with daemons of its own.
         reload::tests(),
         stopped::tests(),

@@ -37,7 +37,7 @@ fn nothing_said_gives_the_defaults() {
     assert_eq!((config.require, config.mode), (Require::Any, Mode::Enforce));
     assert_eq!((config.hold_budget, config.stale_after), (Duration::from_millis(20), Duration::from_secs(3)));
     assert_eq!((config.default_ttl, config.max_ttl), (Duration::from_secs(1800), Duration::from_secs(86_400)));
-    assert_eq!(config.max_outstanding.get(), 64);
+    assert_eq!((config.max_outstanding.get(), config.max_contacts_per_second.get()), (64, 500));
     assert_eq!((config.homes, config.kernel_log), (Homes::Accounts(vec![]), LevelFilter::OFF));
 }
 
@@ -53,7 +53,7 @@ fn with_one_cpu_nothing_is_held_unless_the_file_says_so() {
 #[test]
 fn the_file_is_heard_and_flags_go_before_it() {
     let text = "runtime_dir = '/r'\nstate_dir = '/s'\npolicies_dir = '/p'\nrecords = '/l'\nrecords_stdout = true\nrequire = 'reduced'\n\
-        mode = 'audit'\nstale_after = '5s'\ndefault_ttl = '1h 30m'\nmax_ttl = '2h'\nmax_outstanding = 1\nhomes = ['/srv/a']\nkernel_log = 'debug'\n";
+        mode = 'audit'\nstale_after = '5s'\ndefault_ttl = '1h 30m'\nmax_ttl = '2h'\nmax_outstanding = 1\nmax_contacts_per_second = 7\nhomes = ['/srv/a']\nkernel_log = 'debug'\n";
     let config = resolve(text, &["--runtime-dir", "/flag", "--require", "full"]).unwrap();
     assert_eq!((config.runtime_dir.as_path(), config.state_dir.as_path()), (Path::new("/flag"), Path::new("/s")));
     assert_eq!((config.policies_dir.as_path(), config.records.as_path()), (Path::new("/p"), Path::new("/l")));
@@ -61,6 +61,7 @@ fn the_file_is_heard_and_flags_go_before_it() {
     assert_eq!((config.require, config.mode), (Require::Full, Mode::Audit));
     assert_eq!((config.default_ttl, config.max_ttl), (Duration::from_secs(5400), Duration::from_secs(7200)));
     assert_eq!((config.stale_after, config.max_outstanding.get()), (Duration::from_secs(5), 1));
+    assert_eq!(config.max_contacts_per_second.get(), 7);
     assert_eq!(config.homes, Homes::Accounts(vec!["/srv/a".into()]));
     assert_eq!(config.kernel_log, LevelFilter::DEBUG);
 }

@@ -96,7 +96,7 @@ fn warm_up(snapshot: &Snapshot, prepared: &Prepared) {
 }
 
 fn set_up(maps: &mut Maps, targets: &Targets, generation: u32) -> Result<(), MapError> {
-    maps.usage.put(CANARY_SLOT, Usage { processes: 1, outstanding: 0 })?;
+    maps.usage.put(CANARY_SLOT, Usage { processes: 1, ..Usage::zeroed() })?;
     maps.tasks
         .put(CANARY_SLOT, state(TaskStatus::Active, generation))
         .and_then(|()| targets.egress().map_or(Ok(()), |to| allow(maps, to, generation)))

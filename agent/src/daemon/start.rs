@@ -180,15 +180,19 @@ fn raise_descriptor_limit() {
 
 fn settings(config: &Config) -> Settings {
     let answerers = std::thread::available_parallelism().map_or(1, |cpus| cpus.get().min(threads::MAX_ANSWERERS));
+    let holders = u32::try_from(answerers.saturating_sub(1).max(1)).unwrap_or(1);
     let nanos = |duration: std::time::Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
     Settings {
         heartbeat: boot_now_ns(),
         stale_after: nanos(config.stale_after),
         hold_budget: nanos(config.hold_budget),
-        max_holders: u32::try_from(answerers.saturating_sub(1).max(1)).unwrap_or(1),
-        max_outstanding: config.max_outstanding.get(),
+        max_holders: holders,
+        // Where there is more than one place, no task takes them all.
+        max_outstanding: config.max_outstanding.get().min(holders.div_ceil(2)),
+        max_contacts: config.max_contacts_per_second.get(),
         max_marks: config.max_processes.get().min(MAX_PROCESSES - MARK_RESERVE),
         learner: std::process::id(),
+        pad: 0,
     }
 }
 

@@ -177,7 +177,7 @@ impl Daemon {
         self.publish(|snapshot| add_task(snapshot, task))?;
         self.fill_rows(task).map_err(|error| chain(&error))?;
         // One process: the one that is about to be marked. No other has this slot's mark.
-        let usage = Usage { processes: 1, outstanding: 0 };
+        let usage = Usage { processes: 1, ..Usage::zeroed() };
         self.maps.usage.put(task.slot, usage).map_err(|error| chain(&error))?;
         // In two steps, since the kernel may read in between: the epoch first, so that what bears the old one is ended.
         let free = TaskState { epoch: task.epoch, ..TaskState::zeroed() };

@@ -8,6 +8,7 @@ mod flow;
 mod lineage;
 mod net;
 mod process;
+mod scan;
 mod session;
 mod sockets;
 mod surroundings;
@@ -36,7 +37,7 @@ fn main() {
 /// Does what `words` say and prints what became of it.
 fn perform(state: &mut State, words: &[&str]) {
     let wrapped = lineage::wrap(state, words).or_else(|| surroundings::wrap(state, words));
-    match wrapped.or_else(|| process::special(words)) {
+    match wrapped.or_else(|| process::special(words)).or_else(|| scan::special(words)) {
         Some(Ok(())) => {}
         Some(Err(error)) => println!("setup {error:?}"),
         None => say(attempt(state, words)),
