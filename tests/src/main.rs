@@ -19,6 +19,7 @@ mod reload;
 mod secrets;
 mod stopped;
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -97,15 +98,31 @@ fn arguments() -> Result<(Tier, Arguments)> {
     Ok((tier, Arguments::from_iter(rest)))
 }
 
-type Skips = Arc<Mutex<Vec<String>>>;
+/// What the tests leave for the end of the run.
+#[derive(Default)]
+struct Notes {
+    skips: Vec<String>,
+    /// Paths and neighbours that were tried, by area.
+    passed: BTreeMap<&'static str, usize>,
+}
+
+impl Notes {
+    fn print(&self) {
+        for skip in &self.skips {
+            println!("skipped: {skip}");
+        }
+        let areas: Vec<String> = self.passed.iter().map(|(area, count)| format!("{area} {count}")).collect();
+        println!("passed by area: {}", areas.join(", "));
+    }
+}
 
 fn run() -> Result<ExitCode> {
     let (tier, mut arguments) = arguments()?;
     // One daemon at a time.
     arguments.test_threads = Some(1);
     let lab = Arc::new(Lab::new(Machine::new(tier)?));
-    let skips = Skips::default();
-    let trials = all().into_iter().map(|test| trial(test, &lab, &skips)).collect();
+    let notes = Arc::<Mutex<Notes>>::default();
+    let trials = all().into_iter().map(|test| trial(test, &lab, &notes)).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     if arguments.list {
         return Ok(conclusion.exit_code());
@@ -115,27 +132,30 @@ fn run() -> Result<ExitCode> {
     for what in &left {
         println!("left behind: {what}");
     }
-    for skip in skips.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-        println!("skipped: {skip}");
-    }
+    notes.lock().unwrap_or_else(PoisonError::into_inner).print();
     let failed = conclusion.num_failed + left.len() as u64;
     println!("{} passed, {failed} failed, {} skipped", conclusion.num_passed, conclusion.num_ignored);
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn trial(test: Test, lab: &Arc<Lab>, skips: &Skips) -> Trial {
-    let (lab, skips) = (lab.clone(), skips.clone());
+fn trial(test: Test, lab: &Arc<Lab>, notes: &Arc<Mutex<Notes>>) -> Trial {
+    let (lab, notes) = (lab.clone(), notes.clone());
     Trial::ignorable_test(test.name, move || {
         let outcome = if test.needs == Tier::Full && lab.machine.tier == Tier::Reduced {
             Err(harness::skip("needs the full tier, and the machine is declared reduced"))
         } else {
             (test.body)(&lab)
         };
+        let mut notes = notes.lock().unwrap_or_else(PoisonError::into_inner);
         match outcome {
-            Ok(()) => Ok(Completion::Completed),
+            Ok(()) => {
+                let area = test.name.split("::").next().unwrap_or(test.name);
+                *notes.passed.entry(area).or_default() += 1;
+                Ok(Completion::Completed)
+            }
             Err(error) => match error.downcast_ref::<Skip>() {
                 Some(reason) => {
-                    skips.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{} ({reason})", test.name));
+                    notes.skips.push(format!("{} ({reason})", test.name));
                     Ok(Completion::ignored_with(reason))
                 }
                 None => Err(Failed::from(format!("{error:#}"))),
