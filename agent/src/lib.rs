@@ -9,6 +9,7 @@ pub mod daemon;
 pub mod decision;
 pub mod domain;
 pub mod kernel;
+pub mod names;
 pub mod policy;
 pub mod process;
 pub mod record;

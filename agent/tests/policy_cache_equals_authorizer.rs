@@ -18,8 +18,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use agent::domain::{
-    AgentFacts, Decision, Effect, Endpoint, IntentFacts, LabelSet, Lifetime, PolicyRef, Protocol, Reason, TaskFacts,
-    TaskId, UnixMillis, UserFacts,
+    AgentFacts, Decision, Effect, Endpoint, Hosts, IntentFacts, LabelSet, Lifetime, PolicyRef, Protocol, Reason,
+    TaskFacts, TaskId, UnixMillis, UserFacts,
 };
 use agent::policy::{Class, Policies, shipped};
 use cedar_policy::{
@@ -227,8 +227,8 @@ impl Generator {
             "resource.port < 1024",
             "resource.port * 4611686018427387904 > 0",
             "resource.proto == \"udp\"",
-            "resource has host",
-            "resource has host && resource.host like \"*.example.com\"",
+            "resource.hosts.isEmpty()",
+            "resource.hosts.contains(\"a.example.com\")",
             "[80, 443].contains(resource.port)",
         ];
         self.pick(&atoms).to_owned()
@@ -296,9 +296,14 @@ impl Generator {
             protocol: if self.chance(50) { Protocol::Tcp } else { Protocol::Udp },
             address,
             port: [80, 443, 8080][self.random.random_range(0..3)],
-            host: self.chance(50).then(|| self.pick(&["a.example.com", "b.example.com", "example.org"]).into()),
+            hosts: Arc::new(self.hosts()),
             labels: Arc::new(of),
         })
+    }
+
+    fn hosts(&mut self) -> Hosts {
+        let known = ["a.example.com", "b.example.com", "example.org"].map(Arc::from);
+        known.into_iter().filter(|_| self.chance(25)).collect()
     }
 
     /// Ascending, with the milliseconds around everything that might matter.
@@ -356,15 +361,12 @@ impl Resource {
 
     fn attributes(&self) -> Value {
         let Self::Endpoint(endpoint) = self else { return json!({}) };
-        let mut attributes = json!({
+        json!({
             "ip": { "__extn": { "fn": "ip", "arg": endpoint.address.to_string() } },
             "port": endpoint.port,
             "proto": endpoint.protocol.as_str(),
-        });
-        if let Some(host) = &endpoint.host {
-            attributes["host"] = json!(**host);
-        }
-        attributes
+            "hosts": endpoint.hosts.iter().map(|host| &**host).collect::<Vec<&str>>(),
+        })
     }
 }
 

@@ -4,7 +4,7 @@
 
 mod policy_support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::sync::Arc;
 
@@ -85,7 +85,8 @@ fn monday_morning() -> Timestamp {
 struct Connect {
     to: std::net::SocketAddr,
     protocol: Option<Protocol>,
-    host: Option<String>,
+    #[serde(default)]
+    hosts: BTreeSet<Arc<str>>,
     labels: Vec<Label>,
 }
 
@@ -166,7 +167,7 @@ impl Case {
                 protocol: connect.protocol.unwrap_or(Protocol::Tcp),
                 address: connect.to.ip(),
                 port: connect.to.port(),
-                host: connect.host.as_deref().map(Into::into),
+                hosts: Arc::new(connect.hosts.clone()),
                 labels: Arc::new(connect.labels.iter().cloned().collect()),
             }),
             _ => panic!("`{}` asks for one of `read` and `connect`", self.name),

@@ -4,6 +4,8 @@
 
 mod policy_support;
 
+use std::sync::Arc;
+
 use agent::domain::{Effect, Endpoint, Lifetime, Protocol};
 use agent::policy::{Class, Policies, Prepared};
 use policy_support::{at, endpoint, labels, task, with};
@@ -20,7 +22,7 @@ fn variants() -> [(&'static str, Endpoint); 5] {
         ("ip", Endpoint { address: "192.0.2.2".parse().unwrap(), ..plain.clone() }),
         ("port", Endpoint { port: 80, ..plain.clone() }),
         ("proto", Endpoint { protocol: Protocol::Udp, ..plain.clone() }),
-        ("host", Endpoint { host: Some("example.com".into()), ..plain }),
+        ("hosts", Endpoint { hosts: Arc::new(["example.com".into()].into()), ..plain }),
     ]
 }
 
@@ -31,8 +33,8 @@ fn only_attributes_that_policies_read_make_classes() {
         ("resource in Label::\"net\"", &[]),
         ("resource.ip.isLoopback()", &["ip"]),
         ("resource.port == 443 || resource.proto == \"tcp\"", &["port", "proto"]),
-        ("resource has host", &["host"]),
-        ("resource has host && resource.host like \"*.com\"", &["host"]),
+        ("resource.hosts.isEmpty()", &["hosts"]),
+        ("resource.hosts.contains(\"example.com\")", &["hosts"]),
         ("(if true then resource else resource).port == 1", &["port"]),
         ("context.env.localTime < (if resource.port == 80 then duration(\"1h\") else duration(\"2h\"))", &["port"]),
     ] {

@@ -118,9 +118,9 @@ fn push_if(line: &mut String, there: bool, part: impl Display) {
 
 fn resource(resource: &Resource) -> String {
     match resource {
-        Resource::Endpoint { address, port, protocol, host, labels, .. } => {
-            let host = host.as_deref().map(|host| format!(" {}", shown(host))).unwrap_or_default();
-            format!("{}/{}{host} {}", SocketAddr::new(*address, *port), protocol.as_str(), list(labels))
+        Resource::Endpoint { address, port, protocol, hosts, labels, .. } => {
+            let hosts: String = hosts.iter().map(|host| format!(" {}", shown(host))).collect();
+            format!("{}/{}{hosts} {}", SocketAddr::new(*address, *port), protocol.as_str(), list(labels))
         }
         Resource::Secret { path: Some(path), labels, .. } => format!("{} {}", shown(path), list(labels)),
         Resource::Secret { path: None, device, inode, labels } => format!("inode {device}:{inode} {}", list(labels)),
@@ -274,10 +274,11 @@ mod tests {
     fn resources_of_every_type_are_readable() {
         let labels = Arc::new(crate::record::testing::labels(&["secret/ssh"]));
         let endpoint = of(|d| {
-            let (address, host) = ("2001:db8::1".parse().unwrap(), Some("api.example".into()));
+            let address = "2001:db8::1".parse().unwrap();
+            let hosts = Arc::new(["api.example".into()].into());
             let protocol = crate::domain::Protocol::Udp;
             d.resource =
-                Resource::Endpoint { address, port: 53, protocol, host, labels: labels.clone(), decided: None };
+                Resource::Endpoint { address, port: 53, protocol, hosts, labels: labels.clone(), decided: None };
         });
         assert!(endpoint.contains("[2001:db8::1]:53/udp api.example [secret/ssh]"), "{endpoint}");
         let secret = |path: Option<&str>| Resource::Secret {

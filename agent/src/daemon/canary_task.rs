@@ -90,7 +90,7 @@ fn warm_up(snapshot: &Snapshot, prepared: &Prepared) {
         action: Action::Connect.code(),
         ..ConnectKey::zeroed()
     };
-    if let Some(endpoint) = snapshot.endpoint(&nowhere) {
+    if let Some(endpoint) = snapshot.endpoint(&nowhere, Arc::default()) {
         snapshot.policies.decide(prepared, &snapshot.policies.endpoint_class(&endpoint), at);
     }
 }

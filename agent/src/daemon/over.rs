@@ -101,6 +101,7 @@ impl Daemon {
     pub(super) fn release(&mut self, slot: u32, epoch: u32) {
         let _ = self.table.finish(slot, epoch, TaskStatus::Ended, instant());
         self.table.release(slot, epoch);
+        self.shared.snapshot.load().names.forget((slot, epoch));
         let _ = self.publish(|snapshot| {
             snapshot.tasks.remove(&(slot, epoch));
             Ok(())

@@ -68,6 +68,7 @@ impl Daemon {
             generation: decided.generation,
             time: decided.time,
             latency: decided.latency,
+            resource: None,
         });
     }
 
@@ -96,7 +97,7 @@ impl Daemon {
             task,
             process: self.process(&note.actor),
             action: note.action,
-            resource: self.resource(note.action, &note.object),
+            resource: note.resource.as_deref().cloned().unwrap_or_else(|| self.resource(note)),
             effect: note.effect,
             reason: note.reason,
             policies: policies.into(),
@@ -193,11 +194,10 @@ impl Daemon {
         }
     }
 
-    fn resource(&self, action: Action, object: &Object) -> Resource {
-        match action {
-            Action::Connect | Action::Send | Action::Listen | Action::Resolve | Action::Receive => {
-                self.endpoint(object)
-            }
+    fn resource(&self, note: &Note) -> Resource {
+        let object = &note.object;
+        match note.action {
+            Action::Connect | Action::Send | Action::Listen | Action::Resolve | Action::Receive => self.endpoint(note),
             Action::ConnectUnix => self.unix(object),
             Action::Use => facility(object),
             Action::Read => self.secret(object),
@@ -209,16 +209,18 @@ impl Daemon {
         }
     }
 
-    fn endpoint(&self, object: &Object) -> Resource {
-        let key = &object.connect;
-        match self.shared.snapshot.load().endpoint(key) {
+    fn endpoint(&self, note: &Note) -> Resource {
+        let key = &note.object.connect;
+        let snapshot = self.shared.snapshot.load();
+        let hosts = snapshot.hosts((note.actor.slot, note.actor.epoch), key, note.time);
+        match snapshot.endpoint(key, hosts) {
             Some(endpoint) => Resource::from(&endpoint),
             // A protocol that policy has no word for: refused, and shown as far as it can be.
             None => Resource::Endpoint {
                 address: canonical(address(key)),
                 port: key.port,
                 protocol: if key.protocol == Protocol::Udp.number() { Protocol::Udp } else { Protocol::Tcp },
-                host: None,
+                hosts: Arc::default(),
                 labels: Arc::default(),
                 decided: None,
             },

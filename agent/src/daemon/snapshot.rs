@@ -11,8 +11,9 @@ use agent_common::maps::{CLASS_FACILITY, ConnectKey, FAMILY_V4};
 use crate::decision::{Judge, TaskKey};
 use crate::domain::resource::canonical;
 use crate::domain::{
-    Decision, Effect, Endpoint, Label, LabelSet, Lifetime, Mode, Protocol, Reason, TaskFacts, UnixMillis,
+    Decision, Effect, Endpoint, Hosts, Label, LabelSet, Lifetime, Mode, Protocol, Reason, TaskFacts, UnixMillis,
 };
+use crate::names::{Names, TaskMark};
 use crate::policy::{Class, Policies, Prepared};
 use crate::resource::Endpoints;
 
@@ -44,6 +45,8 @@ pub(super) struct Snapshot {
     pub(super) classes: Arc<[Arc<LabelSet>]>,
     pub(super) places: Arc<Places>,
     pub(super) tasks: HashMap<(u32, u32), Arc<Known>>,
+    /// The names that tasks came to know: shared by all snapshots.
+    pub(super) names: Arc<Names>,
 }
 
 impl Snapshot {
@@ -57,12 +60,18 @@ impl Snapshot {
         self.task(ask.actor.slot, ask.actor.epoch).is_some_and(|task| task.generation == ask.generation)
     }
 
-    /// A destination with the catalogue's labels. `None` for a protocol that policy has no word for.
-    pub(super) fn endpoint(&self, key: &ConnectKey) -> Option<Endpoint> {
+    /// A destination under the names that a task knows it by, with the catalogue's labels for both. `None` for a protocol
+    /// that policy has no word for.
+    pub(super) fn endpoint(&self, key: &ConnectKey, hosts: Arc<Hosts>) -> Option<Endpoint> {
         let protocol = Protocol::from_number(key.protocol)?;
         let address = canonical(address(key));
-        let labels = self.endpoints.labels_for(address, key.port, protocol);
-        Some(Endpoint { protocol, address, port: key.port, host: None, labels })
+        let labels = self.endpoints.labels_of(address, &hosts, key.port, protocol);
+        Some(Endpoint { protocol, address, port: key.port, hosts, labels })
+    }
+
+    /// The names by which a task knew a destination at an instant of the boot clock.
+    pub(super) fn hosts(&self, task: TaskMark, key: &ConnectKey, at: u64) -> Arc<Hosts> {
+        self.names.known(task, canonical(address(key)), at).hosts
     }
 
     /// Where a task would listen, with the catalogue's labels: `0.0.0.0` and `::` are every address of the host, not loopback.
@@ -70,7 +79,7 @@ impl Snapshot {
         let protocol = Protocol::from_number(key.protocol)?;
         let address = address(key).to_canonical();
         let labels = self.endpoints.labels_to_listen(address, key.port, protocol);
-        Some(Endpoint { protocol, address, port: key.port, host: None, labels })
+        Some(Endpoint { protocol, address, port: key.port, hosts: Arc::default(), labels })
     }
 
     /// The labels of a class of secrets.

@@ -272,6 +272,7 @@ fn share(
         classes: Arc::from(classes.classes()),
         places: Arc::new(protection.places()),
         tasks: HashMap::new(),
+        names: Arc::default(),
     };
     let (notes, received) = mpsc::channel(NOTES);
     let shared = Shared {

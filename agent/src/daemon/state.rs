@@ -262,6 +262,7 @@ impl Daemon {
             classes: Arc::clone(&snapshot.classes),
             places: Arc::clone(&snapshot.places),
             tasks: HashMap::new(),
+            names: Arc::clone(&snapshot.names),
         };
         let mut tasks: Vec<Task> = self.table.held().cloned().collect();
         for task in &mut tasks {

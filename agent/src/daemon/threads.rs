@@ -20,12 +20,15 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use tokio::sync::mpsc;
 
-use super::snapshot::{Known, Snapshot, facility_labels, undecided};
+use super::snapshot::{Known, Snapshot, address, facility_labels, undecided};
 use crate::decision::{Answer, Details, Instant, Rows, TaskKey};
 use crate::domain::clock::boot_now_ns;
-use crate::domain::{Decision, Effect, Mode, Reason, Source};
+use crate::domain::resource::canonical;
+use crate::domain::{Decision, Effect, Hosts, Mode, Reason, Source};
 use crate::kernel::{Fanotify, Maps, Opened, Ring};
+use crate::names;
 use crate::policy::Class;
+use crate::record::Resource;
 
 /// Turns of the loop come at least this often, for the heartbeat and for the end.
 const TURN: u16 = 100;
@@ -51,6 +54,8 @@ pub(super) struct Note {
     pub(super) time: u64,
     /// Nanoseconds.
     pub(super) latency: u32,
+    /// What was acted upon, where `object` cannot say it.
+    pub(super) resource: Option<Box<Resource>>,
 }
 
 /// What both threads share with the main loop.
@@ -190,7 +195,11 @@ impl Upcalls {
 
 fn answer(shared: &Shared, maps: &mut Maps, rows: &mut Rows<Class>, snapshot: &Snapshot, ask: &Ask) {
     let now = now();
-    let answer = decide(rows, snapshot, ask, now);
+    let _deciding = snapshot.names.deciding();
+    let known = names_of(maps, snapshot, ask, now);
+    let mut answer = decide(rows, snapshot, ask, &known.hosts, now);
+    // Connections that are established outlive the name under which they were opened.
+    answer.verdict.not_after = answer.verdict.not_after.min(known.until);
     // An answer for one question is put down only where somebody waits for it.
     if answer.verdict.once == 0 || ask.held == HELD_WAITS {
         put(maps, ask, answer.verdict);
@@ -215,11 +224,26 @@ fn put(maps: &mut Maps, ask: &Ask, verdict: Verdict) {
     };
 }
 
-fn decide(rows: &mut Rows<Class>, snapshot: &Snapshot, ask: &Ask, now: Instant) -> Answer {
+/// What the task knows its destination by. Noted, since a name that comes later takes this verdict along.
+fn names_of(maps: &mut Maps, snapshot: &Snapshot, ask: &Ask, now: Instant) -> names::Known {
+    let Actor { slot, epoch, .. } = ask.actor;
+    if Action::from_code(ask.action) != Some(Action::Connect) || snapshot.task(slot, epoch).is_none() {
+        return names::Known::nothing();
+    }
+    let key = ConnectKey { slot, epoch, generation: ask.generation, ..ask.object.connect };
+    let (known, gone) = snapshot.names.known_for((slot, epoch), canonical(address(&key)), key, now.boot);
+    if let Some(gone) = gone {
+        maps.connect.remove(gone);
+    }
+    known
+}
+
+fn decide(rows: &mut Rows<Class>, snapshot: &Snapshot, ask: &Ask, hosts: &Arc<Hosts>, now: Instant) -> Answer {
     let Actor { slot, epoch, .. } = ask.actor;
     let class = match Action::from_code(ask.action) {
         Some(Action::Connect) => {
-            snapshot.endpoint(&ask.object.connect).map(|endpoint| snapshot.policies.endpoint_class(&endpoint))
+            let endpoint = snapshot.endpoint(&ask.object.connect, Arc::clone(hosts));
+            endpoint.map(|endpoint| snapshot.policies.endpoint_class(&endpoint))
         }
         Some(Action::Listen) => {
             snapshot.listener(&ask.object.connect).map(|endpoint| snapshot.policies.listen_class(&endpoint))
@@ -274,6 +298,7 @@ fn audited(ask: &Ask, answer: &Answer, now: Instant) -> Note {
         generation: ask.generation,
         time: ask.time,
         latency: u32::try_from(now.boot.saturating_sub(ask.time)).unwrap_or(u32::MAX),
+        resource: None,
     }
 }
 
@@ -417,6 +442,7 @@ fn note(
         generation,
         time: now.boot,
         latency: u32::try_from(boot_now_ns().saturating_sub(now.boot)).unwrap_or(u32::MAX),
+        resource: None,
     }
 }
 

@@ -13,7 +13,7 @@ pub mod toml_text;
 pub use decision::{Decision, Lifetime, PolicyRef, Shadow};
 pub use label::{Label, LabelSet};
 pub use process::Ancestor;
-pub use resource::{Endpoint, Protocol};
+pub use resource::{Endpoint, Hosts, Protocol};
 pub use task::{AgentFacts, IntentFacts, TaskFacts, TaskId, UserFacts};
 
 pub use agent_common::{Action, Effect, Mode, Reason, Source};

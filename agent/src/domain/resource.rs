@@ -1,5 +1,6 @@
 //! What tasks act upon.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
@@ -45,6 +46,9 @@ impl Protocol {
     }
 }
 
+/// Names of a destination: lower case, without the final dot.
+pub type Hosts = BTreeSet<Arc<str>>;
+
 /// A destination and what is known of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
@@ -54,8 +58,8 @@ pub struct Endpoint {
     pub address: IpAddr,
     /// Port.
     pub port: u16,
-    /// The name under which this task came to know the address, if it did.
-    pub host: Option<Arc<str>>,
+    /// The names under which this task came to know the address.
+    pub hosts: Arc<Hosts>,
     /// The catalogue's labels for it. Never empty: what the catalogue does not know is `net/external/unknown`.
     pub labels: Arc<LabelSet>,
 }

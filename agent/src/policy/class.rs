@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::reads::Attributes;
-use crate::domain::{Endpoint, LabelSet, Protocol};
+use crate::domain::{Endpoint, Hosts, LabelSet, Protocol};
 
 /// Everything that the loaded policies can tell about a resource: its type, its labels, and those attributes that some
 /// policy reads. It means nothing to other [`Policies`](super::Policies) than those that made it.
@@ -23,7 +23,7 @@ pub(super) enum Kind {
         ip: Option<IpAddr>,
         port: Option<u16>,
         proto: Option<Protocol>,
-        host: Option<Arc<str>>,
+        hosts: Option<Arc<Hosts>>,
     },
     /// An endpoint of this host, to listen at.
     Listen {
@@ -41,7 +41,7 @@ impl Kind {
             ip: read.ip.then_some(endpoint.address),
             port: read.port.then_some(endpoint.port),
             proto: read.proto.then_some(endpoint.protocol),
-            host: endpoint.host.clone().filter(|_| read.host),
+            hosts: read.hosts.then(|| Arc::clone(&endpoint.hosts)),
         }
     }
 

@@ -8,7 +8,7 @@ use cedar_policy::{Context, Entity, EntityId, EntityTypeName, EntityUid, Request
 
 use super::class::{Class, Kind};
 use super::time::datetime;
-use crate::domain::{AgentFacts, IntentFacts, Label, LabelSet, Protocol, TaskFacts, UserFacts};
+use crate::domain::{AgentFacts, Hosts, IntentFacts, Label, LabelSet, Protocol, TaskFacts, UserFacts};
 
 /// Why facts are no entities.
 #[derive(Debug, thiserror::Error)]
@@ -93,11 +93,15 @@ pub(super) fn label(text: &str) -> Entity {
 pub(super) fn resource(class: &Class, parents: HashSet<EntityUid>) -> Result<Entity, BadEntity> {
     match &class.kind {
         Kind::Secret => Ok(Entity::new_no_attrs(secret_uid("any"), parents)),
-        Kind::Endpoint { ip, port, proto, host } => {
-            let host = host.as_deref().map(|host| ("host", text(host)));
-            entity(endpoint_uid("any"), endpoint(*ip, *port, *proto).chain(host), parents)
+        Kind::Endpoint { ip, port, proto, hosts } => {
+            let hosts = hosts.as_ref().map(|hosts| host_set(hosts));
+            entity(endpoint_uid("any"), endpoint(*ip, *port, *proto).chain(hosts), parents)
         }
-        Kind::Listen { ip, port, proto } => entity(endpoint_uid("any"), endpoint(*ip, *port, *proto), parents),
+        Kind::Listen { ip, port, proto } => {
+            // No task knows its own host by a name.
+            let hosts = [host_set(&Hosts::new())];
+            entity(endpoint_uid("any"), endpoint(*ip, *port, *proto).chain(hosts), parents)
+        }
         Kind::Unix => Ok(Entity::new_no_attrs(unix_uid("any"), parents)),
         Kind::Facility => Ok(Entity::new_no_attrs(facility_uid("any"), parents)),
     }
@@ -114,6 +118,10 @@ fn endpoint(
         proto.map(|proto| ("proto", text(proto.as_str()))),
     ];
     attributes.into_iter().flatten()
+}
+
+fn host_set(hosts: &Hosts) -> (&'static str, RestrictedExpression) {
+    ("hosts", RestrictedExpression::new_set(hosts.iter().map(|host| text(host))))
 }
 
 /// The entities of a task and of the tasks above it. Where two tasks know an agent or an intent differently, as after a

@@ -15,24 +15,24 @@ pub(super) struct Attributes {
     pub(super) ip: bool,
     pub(super) port: bool,
     pub(super) proto: bool,
-    pub(super) host: bool,
+    pub(super) hosts: bool,
 }
 
 impl Attributes {
-    const ALL: Self = Self { ip: true, port: true, proto: true, host: true };
+    const ALL: Self = Self { ip: true, port: true, proto: true, hosts: true };
 
     pub(super) fn union(self, other: Self) -> Self {
         Self {
             ip: self.ip || other.ip,
             port: self.port || other.port,
             proto: self.proto || other.proto,
-            host: self.host || other.host,
+            hosts: self.hosts || other.hosts,
         }
     }
 
     /// By name alone, whatever it is read from: more than needed is harmless.
     fn named(name: &str) -> Self {
-        Self { ip: name == "ip", port: name == "port", proto: name == "proto", host: name == "host" }
+        Self { ip: name == "ip", port: name == "port", proto: name == "proto", hosts: name == "hosts" }
     }
 }
 

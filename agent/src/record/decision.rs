@@ -7,7 +7,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::words;
-use crate::domain::{self, Action, Ancestor, Effect, LabelSet, PolicyRef, Protocol, Reason, Source, TaskFacts, TaskId};
+use crate::domain::{
+    self, Action, Ancestor, Effect, Hosts, LabelSet, PolicyRef, Protocol, Reason, Source, TaskFacts, TaskId,
+};
 
 /// What every record that belongs to a task says of it. Made once a task and shared by its records.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,9 +133,9 @@ pub enum Resource {
         port: u16,
         /// `tcp` or `udp`.
         protocol: Protocol,
-        /// The name under which the task came to know the address.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        host: Option<Arc<str>>,
+        /// The names under which the task came to know the address.
+        #[serde(default, skip_serializing_if = "none")]
+        hosts: Arc<Hosts>,
         /// The catalogue's labels.
         labels: Arc<LabelSet>,
         /// The destination that was decided, where the packet's own is another: a translation, or an attempt to get around.
@@ -188,13 +190,18 @@ pub enum Resource {
     },
 }
 
+/// Takes what serde passes.
+fn none(hosts: &Arc<Hosts>) -> bool {
+    hosts.is_empty()
+}
+
 impl From<&domain::Endpoint> for Resource {
     fn from(endpoint: &domain::Endpoint) -> Self {
         Self::Endpoint {
             address: endpoint.address,
             port: endpoint.port,
             protocol: endpoint.protocol,
-            host: endpoint.host.clone(),
+            hosts: Arc::clone(&endpoint.hosts),
             labels: endpoint.labels.clone(),
             decided: None,
         }

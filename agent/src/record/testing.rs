@@ -50,7 +50,7 @@ pub(crate) fn decision() -> Decision {
             address: "10.0.0.5".parse().unwrap(),
             port: 443,
             protocol: Protocol::Tcp,
-            host: None,
+            hosts: Arc::default(),
             labels: Arc::new(labels(&["net/internal"])),
             decided: None,
         },

@@ -13,9 +13,10 @@ use ipnet::IpNet;
 
 use crate::domain::resource::canonical;
 use crate::domain::toml_text::{Reader, Table, TextErrors};
-use crate::domain::{Label, LabelSet, Protocol};
+use crate::domain::{Hosts, Label, LabelSet, Protocol};
 
 use super::catalogue::{self, Entry, Kind};
+use super::hosts::{Bearer, Bearers, Carried, HostPattern};
 use super::ranges::Pieces;
 
 /// The shipped catalogue.
@@ -26,7 +27,7 @@ pub const UNKNOWN: &str = "net/external/unknown";
 
 const KIND: Kind = Kind {
     table: "endpoint",
-    keys: &["cidrs", "ports", "protocols"],
+    keys: &["cidrs", "names", "ports", "protocols", "private"],
     shipped_file: "policies/catalogue/endpoints.toml",
 };
 
@@ -35,6 +36,7 @@ const KIND: Kind = Kind {
 pub struct Endpoints {
     v4: Pieces<Arc<Ports>>,
     v6: Pieces<Arc<Ports>>,
+    bearers: Bearers,
     labels: LabelSet,
     unknown: Label,
 }
@@ -46,10 +48,12 @@ struct Ports {
     udp: Pieces<Arc<LabelSet>>,
 }
 
-/// What an entry matches. An empty list matches everything.
+/// What an entry matches. An empty list matches everything; with names it matches what a task knows under one of them.
 #[derive(Clone, Debug, Default)]
 struct Match {
     cidrs: Vec<IpNet>,
+    names: Vec<HostPattern>,
+    private: bool,
     ports: Vec<RangeInclusive<u16>>,
     protocols: Vec<Protocol>,
 }
@@ -83,9 +87,44 @@ impl Endpoints {
         let unknown = unknown_label();
         let mut labels = catalogue::labels(entries);
         labels.extend(unknown.ancestors().chain([unknown.clone()]));
-        let mut builder = Builder { entries, unknown: &unknown, ports: HashMap::new(), sets: HashMap::new() };
+        let (named, addressed): (Vec<_>, Vec<_>) = entries.iter().partition(|entry| !entry.body.names.is_empty());
+        let mut builder =
+            Builder { entries: addressed, unknown: &unknown, ports: HashMap::new(), sets: HashMap::new() };
         let (v4, v6) = (builder.family(Ipv4Addr::UNSPECIFIED.into()), builder.family(Ipv6Addr::UNSPECIFIED.into()));
-        Self { v4, v6, labels, unknown }
+        let mut bearers = Bearers::default();
+        named.iter().for_each(|entry| bearers.add(&entry.body.names, entry.bearer()));
+        Self { v4, v6, bearers, labels, unknown }
+    }
+
+    /// What the catalogue says of a name: lower case, without the final dot.
+    pub fn carried(&self, name: &str) -> Carried {
+        let mut carried = self.bearers.carried(name);
+        if carried.labels.is_empty() {
+            carried.labels.insert(self.unknown.clone());
+        }
+        carried
+    }
+
+    /// The labels of a destination that a task knows under some names: those of the address and those of the names, of which
+    /// one that the catalogue carries makes the destination known.
+    pub fn labels_of(&self, address: IpAddr, hosts: &Hosts, port: u16, protocol: Protocol) -> Arc<LabelSet> {
+        let by_address = self.labels_for(address, port, protocol);
+        let by_name: LabelSet = hosts.iter().flat_map(|host| self.bearers.labels_at(host, port, protocol)).collect();
+        if by_name.is_empty() {
+            return by_address;
+        }
+        let known = by_address.iter().filter(|label| **label != self.unknown).cloned();
+        Arc::new(by_name.into_iter().chain(known).collect())
+    }
+
+    /// Whether an address is one that names of the Internet do not have: this host's, a private network's, a metadata
+    /// service's, or none at all. What the catalogue calls so, and what is so whatever the catalogue says.
+    pub fn is_private(&self, address: IpAddr) -> bool {
+        let named_so = |label: &Label| PRIVATE.iter().any(|above| is_within(label, above));
+        let inside = embedded(canonical(address)).map(IpAddr::from);
+        is_never_public(address)
+            || inside.is_some_and(is_never_public)
+            || [443, 80].iter().any(|&port| self.labels_for(address, port, Protocol::Tcp).iter().any(named_so))
     }
 
     /// All labels that a destination can have, and the labels above them.
@@ -153,6 +192,35 @@ fn embedded(address: IpAddr) -> Option<Ipv4Addr> {
     }
 }
 
+/// Labels of addresses that a name may have only where the catalogue says so.
+const PRIVATE: [&str; 8] = [
+    "net/any",
+    "net/broadcast",
+    "net/internal",
+    "net/link-local",
+    "net/loopback",
+    "net/metadata",
+    "net/multicast",
+    "net/reserved",
+];
+
+fn is_within(label: &Label, above: &str) -> bool {
+    label.as_str().strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+fn is_never_public(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => {
+            let own = v4.is_loopback() || v4.is_private() || v4.is_link_local() || v4.octets().first() == Some(&0);
+            own || v4.is_multicast() || v4.is_broadcast()
+        }
+        IpAddr::V6(v6) => {
+            let own = v6.is_loopback() || v6.is_unique_local() || v6.is_unicast_link_local() || v6.is_unspecified();
+            own || v6.is_multicast()
+        }
+    }
+}
+
 fn number(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(v4) => v4.to_bits().into(),
@@ -162,7 +230,7 @@ fn number(address: IpAddr) -> u128 {
 
 /// Works out the pieces, each different answer once.
 struct Builder<'e> {
-    entries: &'e [Entry<Match>],
+    entries: Vec<&'e Entry<Match>>,
     unknown: &'e Label,
     ports: HashMap<Vec<usize>, Arc<Ports>>,
     sets: HashMap<LabelSet, Arc<LabelSet>>,
@@ -199,7 +267,7 @@ impl Builder<'_> {
 
     fn protocol(&mut self, entries: &[usize], protocol: Protocol) -> Pieces<Arc<LabelSet>> {
         let mut owned = Vec::new();
-        for entry in entries.iter().filter_map(|&index| self.entries.get(index)) {
+        for entry in entries.iter().filter_map(|&index| self.entries.get(index).copied()) {
             if entry.body.takes(protocol) {
                 owned.extend(entry.body.port_ranges().map(|range| (entry, range)));
             }
@@ -228,13 +296,23 @@ fn labels_of(matching: &[&Entry<Match>], unknown: &Label) -> LabelSet {
 impl Match {
     fn read(reader: &mut Reader<'_>, table: Table<'_>) -> Self {
         if KIND.keys.iter().all(|key| table.is_empty(key)) {
-            let help = "add at least one of `cidrs`, `ports` and `protocols`";
+            let help = "add at least one of `cidrs`, `names`, `ports` and `protocols`";
             reader.report(table.span(), "the entry matches every destination", help);
         }
         let cidrs = reader.parsed_list(table, "cidrs", parse_cidr);
         let ports = reader.texts_or_integers(table, "ports");
         let ports = ports.iter().filter_map(|text| reader.parse_text(text, parse_ports)).collect();
-        Self { cidrs, ports, protocols: reader.parsed_list(table, "protocols", parse_protocol) }
+        let names = reader.parsed_list(table, "names", HostPattern::parse);
+        let private = reader.boolean(table, "private").unwrap_or(false);
+        if !table.is_empty("names") && !table.is_empty("cidrs") {
+            let help = "write two entries with the same labels";
+            reader.report(table.span(), "the entry has both `names` and `cidrs`", help);
+        }
+        if private && table.is_empty("names") {
+            let help = "remove it: it lets the entry's `names` have private addresses";
+            reader.report(table.span(), "the entry has `private` and no `names`", help);
+        }
+        Self { cidrs, names, private, ports, protocols: reader.parsed_list(table, "protocols", parse_protocol) }
     }
 
     fn takes(&self, protocol: Protocol) -> bool {
@@ -244,6 +322,13 @@ impl Match {
     fn port_ranges(&self) -> impl Iterator<Item = RangeInclusive<u128>> {
         let every = self.ports.is_empty().then_some(0..=u16::MAX.into());
         self.ports.iter().map(|range| u128::from(*range.start())..=u128::from(*range.end())).chain(every)
+    }
+}
+
+impl Entry<Match> {
+    fn bearer(&self) -> Bearer {
+        let Match { ports, protocols, private, .. } = self.body.clone();
+        Bearer { labels: Arc::clone(&self.labels), ports, protocols, private }
     }
 }
 

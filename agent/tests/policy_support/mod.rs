@@ -67,7 +67,7 @@ pub(crate) fn endpoint(address: &str, of: &[&str]) -> Endpoint {
         protocol: Protocol::Tcp,
         address: address.ip(),
         port: address.port(),
-        host: None,
+        hosts: Arc::default(),
         labels: Arc::new(labels(of)),
     }
 }

@@ -4,7 +4,8 @@ use super::Finding;
 use super::source::{Source, identifiers, offset_in};
 
 /// Crates that only one module may name.
-const OWNED_CRATES: [(&str, &str); 6] = [
+const OWNED_CRATES: [(&str, &str); 7] = [
+    ("hickory_proto", "names"),
     ("aya", "kernel"),
     ("aya_log", "kernel"),
     ("aya_obj", "kernel"),
@@ -14,7 +15,7 @@ const OWNED_CRATES: [(&str, &str); 6] = [
 ];
 
 /// Modules that do not know each other.
-const SIBLINGS: [&str; 8] = ["kernel", "process", "task", "policy", "resource", "decision", "record", "api"];
+const SIBLINGS: [&str; 9] = ["kernel", "process", "task", "policy", "resource", "names", "decision", "record", "api"];
 
 /// Modules that put the siblings together and may know all of them.
 const COMPOSERS: [&str; 4] = ["bin", "cli", "daemon", "lib"];

@@ -82,6 +82,126 @@ fn all_labels_and_those_above_are_told() {
     }
 }
 
+const NAMED: &str = "[[endpoint]]
+name = 'api'
+labels = ['net/api']
+names = ['api.example.com']
+ports = [443]
+protocols = ['tcp']
+[[endpoint]]
+name = 'content'
+labels = ['net/content']
+names = ['*.example.com', 'example.org']
+[[endpoint]]
+name = 'intranet'
+labels = ['net/intranet']
+names = ['*.corp.example']
+ports = ['8000-9000']
+private = true
+";
+
+#[test]
+fn names_give_their_labels_to_what_a_task_knows_by_them() {
+    let endpoints = load(NAMED).unwrap();
+    let of = |hosts: &[&str], address: &str, port| {
+        let hosts = hosts.iter().map(|host| Arc::from(*host)).collect();
+        let labels = endpoints.labels_of(address.parse().unwrap(), &hosts, port, Protocol::Tcp);
+        labels.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    };
+    for (hosts, address, port, expected) in [
+        (&["api.example.com"][..], "192.0.2.1", 443, "net/api net/content"),
+        (&["api.example.com"], "192.0.2.1", 80, "net/content"),
+        (&["api.example.com"], "10.0.0.1", 443, "net/api net/content net/internal/private"),
+        (&["a.b.example.com"], "192.0.2.1", 443, "net/content"),
+        (&["example.com"], "192.0.2.1", 443, UNKNOWN),
+        (&["notexample.com"], "192.0.2.1", 443, UNKNOWN),
+        (&["example.org"], "192.0.2.1", 443, "net/content"),
+        (&["www.example.org"], "192.0.2.1", 443, UNKNOWN),
+        (&["nobody.example", "example.org"], "192.0.2.1", 443, "net/content"),
+        (&["x.corp.example"], "192.0.2.1", 443, UNKNOWN),
+        (&["x.corp.example"], "192.0.2.1", 8080, "net/intranet"),
+        (&[], "192.0.2.1", 443, UNKNOWN),
+    ] {
+        assert_eq!(of(hosts, address, port), expected, "{hosts:?} {address}:{port}");
+    }
+}
+
+#[test]
+fn the_catalogue_says_where_a_name_is_asked_about() {
+    let endpoints = load(NAMED).unwrap();
+    let api = endpoints.carried("api.example.com");
+    assert!(api.spelt_out && !api.private);
+    assert_eq!(api.ends, [(Protocol::Tcp, 443), (Protocol::Tcp, 80), (Protocol::Udp, 443)]);
+    let intranet = endpoints.carried("x.corp.example");
+    assert!(!intranet.spelt_out && intranet.private);
+    let ports: Vec<u16> = intranet.ends.iter().filter(|(p, _)| *p == Protocol::Tcp).map(|(_, port)| *port).collect();
+    assert_eq!(ports, [8000, 9000], "the ends of a long range");
+    let unknown = endpoints.carried("nobody.example");
+    assert_eq!((unknown.labels.len(), unknown.ends.len(), unknown.private), (1, 3, false));
+    assert!(unknown.labels.contains(&UNKNOWN.parse::<Label>().unwrap()));
+}
+
+#[test]
+fn addresses_that_names_do_not_have() {
+    let endpoints = load("disable = ['private', 'loopback', 'link-local', 'metadata', 'multicast']").unwrap();
+    for private in [
+        "127.0.0.1",
+        "10.1.2.3",
+        "172.16.0.1",
+        "192.168.1.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "0.0.0.0",
+        "0.1.2.3",
+        "224.0.0.1",
+        "255.255.255.255",
+        "240.0.0.1",
+        "168.63.129.16",
+        "::1",
+        "::",
+        "fe80::1",
+        "fc00::1",
+        "ff02::1",
+        "fd00:ec2::254",
+        "::ffff:10.0.0.1",
+        "::ffff:127.0.0.1",
+        "64:ff9b::7f00:1",
+        "64:ff9b::a9fe:a9fe",
+        "64:ff9b:1::a00:1",
+        "2002:a00:1::",
+        "2002:7f00:1::1",
+        "::a9fe:a9fe",
+        "::10.0.0.1",
+    ] {
+        assert!(endpoints.is_private(private.parse().unwrap()), "{private}");
+    }
+    for public in ["192.0.2.1", "8.8.8.8", "172.32.0.1", "2001:db8::1", "64:ff9b::808:808", "2002:808:808::"] {
+        assert!(!endpoints.is_private(public.parse().unwrap()), "{public}");
+    }
+}
+
+#[test]
+fn faults_of_names_are_told() {
+    let site = "[[endpoint]]\nname = 'a'\nlabels = ['net/a']\nnames = ['*', 'a.*.b', 'A.example', 'a.example.', '', 'a..b', '*.ok.example']\n\
+        [[endpoint]]\nname = 'b'\nlabels = ['net/b']\nnames = ['x.example']\ncidrs = ['192.0.2.0/24']\n\
+        [[endpoint]]\nname = 'c'\nlabels = ['net/c']\nports = [1]\nprivate = true\n";
+    let expected = [
+        "endpoints.toml:4:10: `*` is every name",
+        "endpoints.toml:4:15: `a.*.b` has a `*`",
+        "endpoints.toml:4:24: `A.example` is not a name",
+        "endpoints.toml:4:37: `a.example.` is not a name",
+        "endpoints.toml:4:51: `` is not a name",
+        "endpoints.toml:4:55: `a..b` is not a name",
+        "endpoints.toml:5:1: the entry has both `names` and `cidrs`",
+        "endpoints.toml:10:1: the entry has `private` and no `names`",
+    ];
+    let found = faults(site);
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(found.starts_with(expected), "{found}\n{expected}");
+    }
+}
+
 #[test]
 fn every_fault_names_line_reason_and_next_step() {
     let site = "[[endpoint]]\nname = 'a'\nlabels = ['net/a']\ncidrs = ['10.0.0.1/8', 'nowhere', '::ffff:10.0.0.0/104', '::ffff:1.2.3.4']\n\
@@ -145,7 +265,7 @@ fn entry() -> impl Strategy<Value = Entry<Match>> {
         Entry {
             name: "x".into(),
             labels: Arc::new(LabelSet::from([label.parse().unwrap()])),
-            body: Match { cidrs, ports, protocols },
+            body: Match { cidrs, ports, protocols, ..Match::default() },
         }
     })
 }
