@@ -62,7 +62,7 @@ struct Name {
 /// Verdicts that the kernel was given, oldest first.
 #[derive(Debug, Default)]
 struct Asked {
-    order: VecDeque<ConnectKey>,
+    order: VecDeque<(IpAddr, ConnectKey)>,
     by_address: HashMap<IpAddr, Vec<ConnectKey>>,
 }
 
@@ -215,22 +215,24 @@ impl Asked {
             return None;
         }
         keys.push(key);
-        self.order.push_back(key);
+        self.order.push_back((address, key));
         if self.order.len() <= MAX_ASKED {
             return None;
         }
-        let oldest = self.order.pop_front()?;
-        self.by_address.retain(|_, keys| {
+        let (address, oldest) = self.order.pop_front()?;
+        if let Some(keys) = self.by_address.get_mut(&address) {
             keys.retain(|key| *key != oldest);
-            !keys.is_empty()
-        });
+            if keys.is_empty() {
+                self.by_address.remove(&address);
+            }
+        }
         Some(oldest)
     }
 
     fn take(&mut self, address: IpAddr) -> Vec<ConnectKey> {
         let keys = self.by_address.remove(&address).unwrap_or_default();
         if !keys.is_empty() {
-            self.order.retain(|key| !keys.contains(key));
+            self.order.retain(|(other, _)| *other != address);
         }
         keys
     }
