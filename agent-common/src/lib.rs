@@ -4,6 +4,10 @@
 //! whatever built them. No `bool`, `usize` or enum crosses; codes are decoded into enums, and decoding is total.
 #![no_std]
 
+/// What the maps mean beyond their sizes. To be counted up with any change of a key, a value or an event that an older
+/// daemon or its programs would read otherwise: sets of programs share their maps only under the same number.
+pub const ABI_VERSION: u32 = 1;
+
 pub mod codes;
 pub mod event;
 pub mod maps;

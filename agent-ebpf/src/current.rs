@@ -5,6 +5,7 @@ use agent_common::maps::{Mark, SLOT_DAEMON};
 use aya_ebpf::helpers::generated::bpf_get_current_cgroup_id;
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid};
 
+use crate::instance;
 use crate::maps::PROCESSES;
 
 /// Thread group id in the initial pid namespace.
@@ -19,17 +20,35 @@ pub fn tid() -> u32 {
     bpf_get_current_pid_tgid() as u32
 }
 
-/// The mark of a thread group. The one look-up that a process of no agent pays.
+/// The caller's mark, for programs of cgroups and tracepoints; none if this set of programs does not act. The one look-up
+/// that a process of no agent pays.
 #[inline(always)]
-pub fn mark_of(tgid: u32) -> Option<Mark> {
-    // SAFETY: the value is copied before anything else happens to the map.
-    unsafe { PROCESSES.get(tgid).copied() }
+pub fn mark() -> Option<Mark> {
+    look_up().filter(|_| instance::acts())
 }
 
-/// The caller's mark if it works for a task; the daemon itself does not.
+/// The same for BPF LSM programs, which run in another order: see `instance.rs`.
+#[inline(always)]
+pub fn lsm_mark() -> Option<Mark> {
+    look_up().filter(|_| instance::acts_still())
+}
+
+/// The caller's mark if it works for a task; the daemon itself does not. For programs of cgroups and tracepoints.
 #[inline(always)]
 pub fn task_mark() -> Option<Mark> {
-    mark_of(tgid()).filter(|mark| mark.slot != SLOT_DAEMON)
+    mark().filter(|mark| mark.slot != SLOT_DAEMON)
+}
+
+/// The same for BPF LSM programs.
+#[inline(always)]
+pub fn lsm_task_mark() -> Option<Mark> {
+    lsm_mark().filter(|mark| mark.slot != SLOT_DAEMON)
+}
+
+#[inline(always)]
+fn look_up() -> Option<Mark> {
+    // SAFETY: the value is copied before anything else happens to the map.
+    unsafe { PROCESSES.get(tgid()).copied() }
 }
 
 /// Writes who is calling into a ring entry.

@@ -7,6 +7,7 @@
 mod current;
 mod decide;
 mod hooks;
+mod instance;
 mod maps;
 mod offsets;
 mod record;

@@ -49,6 +49,10 @@ pub static LEARNED: Array<Learned, 1> = Array::new();
 #[btf_map]
 pub static SETTINGS: Array<Settings, 1> = Array::new();
 
+/// The number of the set of programs that acts (see `instance.rs`). Written by the daemon.
+#[btf_map]
+pub static ACTIVE: Array<u32, 1> = Array::new();
+
 /// Index 0: marked processes that were forked by marked ones; 1: first contacts that wait. Written by the programs (atomically).
 #[btf_map]
 pub static TOTALS: Array<i64, 2> = Array::new();

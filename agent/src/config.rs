@@ -17,6 +17,7 @@ use crate::domain::duration::parse_duration;
 use crate::domain::text_file::read_text;
 use crate::domain::toml_text::{Reader, Table, TextErrors};
 
+const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/writ";
 const MAX_OUTSTANDING: i64 = 65_536;
 const MAX_PROCESSES: i64 = 61_440;
 const DEFAULT_PROCESSES: NonZeroU32 = NonZeroU32::new(61_440).unwrap();
@@ -27,6 +28,7 @@ const DEFAULT_CONTACTS: NonZeroU32 = NonZeroU32::MIN.saturating_add(499);
 const KEYS: &[&str] = &[
     "runtime_dir",
     "state_dir",
+    "pin_dir",
     "policies_dir",
     "records",
     "records_stdout",
@@ -76,6 +78,12 @@ pub struct Flags {
     /// Directory of what outlives the daemon [default: /var/lib/writ]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// Directory on a BPF file system of what the kernel keeps without the daemon [default: /sys/fs/bpf/writ]
+    #[arg(long, value_name = "DIR")]
+    pub pin_dir: Option<PathBuf>,
+    /// Enforce only as long as the daemon runs
+    #[arg(long, conflicts_with = "pin_dir")]
+    pub no_pin: bool,
     /// File to which records are appended [default: /var/log/writ/records.jsonl]
     #[arg(long, value_name = "FILE")]
     pub records: Option<PathBuf>,
@@ -102,6 +110,8 @@ pub struct Config {
     pub runtime_dir: PathBuf,
     /// Directory of what outlives the daemon.
     pub state_dir: PathBuf,
+    /// Directory of what the kernel keeps without the daemon; `None`: nothing.
+    pub pin_dir: Option<PathBuf>,
     /// Directory of the site's policies.
     pub policies_dir: PathBuf,
     /// File to which records are appended.
@@ -201,6 +211,7 @@ impl Config {
         let outstanding = reader.integer(root, "max_outstanding", 1..=MAX_OUTSTANDING);
         let contacts = reader.integer(root, "max_contacts_per_second", 1..=MAX_CONTACTS);
         let processes = reader.integer(root, "max_processes", 1..=MAX_PROCESSES);
+        let pin_dir = read_pin_dir(&mut reader, root, flags)?;
         let mut path = |key: &str, flag: &Option<PathBuf>, default: PathBuf| -> Result<PathBuf, ConfigError> {
             let own = reader.parsed(root, key, parse_path);
             Ok(flag_path(flag.as_deref())?.or(own).unwrap_or(default))
@@ -209,6 +220,7 @@ impl Config {
             runtime_dir: path("runtime_dir", &flags.runtime_dir, "/run/writ".into())?,
             state_dir: path("state_dir", &flags.state_dir, "/var/lib/writ".into())?,
             records: path("records", &flags.records, "/var/log/writ/records.jsonl".into())?,
+            pin_dir,
             policies_dir: path("policies_dir", &None, config_dir.join("policies"))?,
             config_dir,
             records_stdout: reader.boolean(root, "records_stdout").unwrap_or(false) || flags.records_stdout,
@@ -242,6 +254,15 @@ fn read_ttls(reader: &mut Reader<'_>, root: Table<'_>) -> (Duration, Duration) {
     let max = reader.parsed(root, "max_ttl", parse_max_ttl).unwrap_or(Duration::from_secs(24 * 3600));
     let default = reader.parsed(root, "default_ttl", |text| parse_duration(text, max));
     (default.unwrap_or(Duration::from_secs(1800)).min(max), max)
+}
+
+/// `--no-pin` and an empty `pin_dir` say that nothing is to outlive the daemon.
+fn read_pin_dir(reader: &mut Reader<'_>, root: Table<'_>, flags: &Flags) -> Result<Option<PathBuf>, ConfigError> {
+    let own =
+        reader.parsed(root, "pin_dir", |text| if text.is_empty() { Ok(PathBuf::new()) } else { parse_path(text) });
+    let flag = flag_path(flags.pin_dir.as_deref())?;
+    let dir = flag.or(own).unwrap_or_else(|| DEFAULT_PIN_DIR.into());
+    Ok((!flags.no_pin && !dir.as_os_str().is_empty()).then_some(dir))
 }
 
 fn read_homes(reader: &mut Reader<'_>, root: Table<'_>, only: &[PathBuf]) -> Result<Homes, ConfigError> {

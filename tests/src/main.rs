@@ -13,6 +13,7 @@ mod lifecycle;
 mod lineage;
 mod namespaces;
 mod net;
+mod outlive;
 mod policy;
 mod records;
 mod reload;
@@ -62,6 +63,7 @@ fn all() -> Vec<Test> {
         // Each with daemons of its own.
         reload::tests(),
         stopped::tests(),
+        outlive::tests(),
         lineage::own_tests(),
         input::tests(),
     ];

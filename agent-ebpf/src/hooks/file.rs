@@ -28,7 +28,7 @@ pub fn file_open(ctx: LsmContext) -> i32 {
     if earlier != 0 {
         return earlier;
     }
-    let Some(mark) = current::mark_of(current::tgid()) else { return 0 };
+    let Some(mark) = current::lsm_mark() else { return 0 };
     if open(&mark, ctx.arg(0)) { 0 } else { -EPERM }
 }
 

@@ -46,8 +46,14 @@ fn fork(mark: &Mark, child: *const c_void) {
     }
     let child = tgid as u32;
     let full = live() >= max_marks();
+    let new = Mark { start, ..*mark };
+    // SAFETY: the value is compared at once.
+    if unsafe { PROCESSES.get(child).is_some_and(|known| *known == new) } {
+        // The set of programs that this one replaces has just done it, before it was replaced.
+        return;
+    }
     // An update, not an insert: a stale mark of a reused id must not stand.
-    let marked = PROCESSES.insert(child, Mark { start, ..*mark }, 0).is_ok();
+    let marked = PROCESSES.insert(child, new, 0).is_ok();
     if marked {
         count_process(mark.slot, 1, 1);
     }
@@ -73,7 +79,7 @@ pub fn task_alloc(ctx: LsmContext) -> i32 {
         return earlier;
     }
     let flags: u64 = ctx.arg(1);
-    if flags & CLONE_THREAD != 0 || current::task_mark().is_none() || live() < max_marks() {
+    if flags & CLONE_THREAD != 0 || current::lsm_task_mark().is_none() || live() < max_marks() {
         return 0;
     }
     count(Counter::MarksFull);
@@ -108,9 +114,8 @@ fn exec(mark: &Mark, bprm: *const c_void) {
 /// `kernel/exit.c: do_exit`, once per thread, after `signal->live` was counted down.
 #[btf_tracepoint(function = "sched_process_exit")]
 pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
-    let tgid = current::tgid();
-    if let Some(mark) = current::mark_of(tgid) {
-        exit(tgid, &mark, ctx.arg(0));
+    if let Some(mark) = current::mark() {
+        exit(current::tgid(), &mark, ctx.arg(0));
     }
     0
 }

@@ -11,6 +11,7 @@ use bytemuck::Zeroable;
 use crate::current;
 use crate::decide;
 use crate::hooks::net::Destination;
+use crate::instance;
 use crate::maps::{LABELS, TASKS, count};
 use crate::record::{self, Describe, Outcome, Who};
 
@@ -99,7 +100,7 @@ pub fn socket_create(ctx: LsmContext) -> i32 {
     if kernel != 0 || matches!(family, AF_UNIX | AF_INET | AF_INET6 | AF_NETLINK) {
         return 0;
     }
-    let Some(mark) = current::task_mark() else { return 0 };
+    let Some(mark) = current::lsm_task_mark() else { return 0 };
     let what = Socket { family: family as u32, kind: kind as u32, protocol: protocol as u32 };
     if decide::refuse(&mark, Action::Socket, Reason::UnsupportedPath, &what) { 0 } else { -EPERM }
 }
@@ -115,6 +116,9 @@ pub fn egress(ctx: SkBuffContext) -> i32 {
         return ALLOW;
     }
     let Some(label) = LABELS.get(socket.cast()) else { return ALLOW };
+    if !instance::acts() {
+        return ALLOW;
+    }
     let time = decide::now();
     let (reason, mode) = match TASKS.get(label.slot) {
         Some(task) => match decide::over(task, label.epoch, time) {

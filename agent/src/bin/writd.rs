@@ -14,15 +14,24 @@ compile_error!("the eBPF object that the daemon embeds has not been built: run `
 /// Decides what each AI agent's task may reach, and enforces it in the kernel.
 #[derive(Parser)]
 #[command(name = "writd", version, after_help = daemon::HELP, max_term_width = 120)]
+#[command(args_conflicts_with_subcommands = true)]
 struct Args {
     #[command(flatten)]
     flags: Flags,
+    #[command(subcommand)]
+    verb: Option<Verb>,
     /// Be the canary that proves each path (internal)
     #[arg(long, hide = true, num_args = 6, exclusive = true)]
     canary: Option<Vec<String>>,
     /// Be the canary's child (internal)
     #[arg(long, hide = true, exclusive = true)]
     canary_child: Option<OsString>,
+}
+
+#[derive(clap::Subcommand)]
+enum Verb {
+    /// End the enforcement that a daemon left behind, and with it the processes of enforced tasks
+    Detach(daemon::DetachFlags),
 }
 
 fn main() -> ExitCode {
@@ -35,7 +44,11 @@ fn main() -> ExitCode {
     }
     let filter = EnvFilter::try_from_env("WRIT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
-    match daemon::run(&args.flags) {
+    let done = match args.verb {
+        Some(Verb::Detach(flags)) => daemon::detach(&flags).map(|detached| println!("{detached}")),
+        None => daemon::run(&args.flags),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("writd: {}", report(&error));

@@ -57,6 +57,7 @@ fn parts(event: &Event) -> (Style, &'static str, String) {
         Event::PolicyRejected(no) => (BAD, "POLICY", rejected(&no.error, no.generation)),
         Event::CatalogueRejected(no) => (BAD, "CATALOGUE", rejected(&no.error, no.generation)),
         Event::DaemonStarted(_) | Event::DaemonStopping(_) => (NOTE, "DAEMON", daemon(event)),
+        Event::Detached(_) => (ALARM, "DETACHED", daemon(event)),
         Event::PolicyLoaded(_) => (NOTE, "POLICY", daemon(event)),
         Event::CatalogueChanged(_) => (NOTE, "CATALOGUE", daemon(event)),
     }
@@ -68,7 +69,13 @@ fn daemon(event: &Event) -> String {
             let (version, kernel) = (shown(&started.version), shown(&started.kernel));
             format!("started  version {version} pid {} kernel {kernel}  tasks {}", started.pid, started.adopted_tasks)
         }
-        Event::DaemonStopping(stopping) => format!("stopping  {}", shown(&stopping.why)),
+        Event::DaemonStopping(stopping) => {
+            let then = if stopping.stays_enforced { "  what is in force stays in force" } else { "" };
+            format!("stopping  {}{then}", shown(&stopping.why))
+        }
+        Event::Detached(gone) => {
+            format!("nothing is enforced  processes killed {} left running {}", gone.killed, gone.left_running)
+        }
         Event::PolicyLoaded(set) => {
             format!("generation {} in force  policies {} audited {}", set.generation, set.policies, set.audited)
         }

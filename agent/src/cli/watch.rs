@@ -176,7 +176,7 @@ mod tests {
     fn losses_are_always_shown_and_other_records_only_where_they_belong() {
         let ended = record(Event::TaskEnded(over()));
         let loss = record(Event::Loss(Loss { cause: Cause::Undecodable, count: 1 }));
-        let stopping = record(Event::DaemonStopping(DaemonStopping { why: "SIGTERM".into() }));
+        let stopping = record(Event::DaemonStopping(DaemonStopping { why: "SIGTERM".into(), stays_enforced: true }));
         let matches = |words: &[&str], record: &Record| args(words).filter.matches(record);
         assert!(matches(&["--effect", "deny"], &loss) && matches(&["--agent", "x"], &loss));
         assert!(matches(&["--agent", "coder"], &ended) && !matches(&["--effect", "deny"], &ended));

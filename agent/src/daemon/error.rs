@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::api::BindError;
 use crate::config::{ConfigError, Require};
 use crate::domain::toml_text::TextErrors;
-use crate::kernel::{AttachError, LoadError};
+use crate::kernel::{AttachError, LoadError, MapError, PinError};
 use crate::policy;
 
 /// What `--help` says of exit codes.
@@ -18,7 +18,8 @@ Exit codes:
     3  configuration, policies, registry or catalogues have faults
     4  this kernel or this user cannot run it
     5  another daemon is running
-    6  the host offers less than --require asks for";
+    6  the host offers less than --require asks for
+    7  what is pinned, or where it is to be, cannot be used";
 
 /// Why the daemon ended.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +76,14 @@ pub enum DaemonError {
     /// The canary could not be run.
     #[error("cannot run the canary that proves each path; {0}")]
     Canary(String),
+    /// `writd detach` could not end everybody.
+    #[error(
+        "{0} processes of tasks could not be killed, so everything stays in force; end them, or give `--leave-running`"
+    )]
+    StillAlive(usize),
+    /// `writd detach` does not know whom to end.
+    #[error("cannot tell which processes work for tasks; end them by hand and give `--leave-running`")]
+    Unreadable(#[source] MapError),
     /// A thread or a task of the daemon ended by itself.
     #[error("{0} ended; the daemon stops, since it can no longer decide")]
     Ended(&'static str),
@@ -88,8 +97,10 @@ impl DaemonError {
     pub fn code(&self) -> u8 {
         match self {
             Self::Config(_) | Self::Text(_) | Self::Read(..) | Self::PolicyFiles(_) | Self::Policies(_) => 3,
-            Self::NotRoot | Self::PidNamespace | Self::Kernel(_) | Self::Guard(_) => 4,
             Self::Running(_) | Self::Bind(BindError::InUse(_)) => 5,
+            Self::Kernel(LoadError::Pin(PinError::InUse(_))) => 5,
+            Self::Kernel(LoadError::Pin(_)) => 7,
+            Self::NotRoot | Self::PidNamespace | Self::Kernel(_) | Self::Guard(_) => 4,
             Self::Coverage { .. } => 6,
             _ => 1,
         }

@@ -3,8 +3,10 @@
 mod canary;
 mod canary_task;
 mod coverage;
+mod detach;
 mod error;
 mod inotify;
+mod killing;
 mod over;
 mod protect;
 mod records;
@@ -15,6 +17,7 @@ mod start;
 mod state;
 mod status;
 mod stop;
+mod takeover;
 mod threads;
 
 use std::fs::File;
@@ -30,6 +33,7 @@ use tokio::task::JoinHandle as TaskHandle;
 use tokio::time::{Interval, MissedTickBehavior};
 
 pub use canary::{child as canary_child, main as canary_main};
+pub use detach::{DetachFlags, Detached, detach};
 pub use error::{DaemonError, HELP};
 
 use self::reload::{Rescan, Watcher};

@@ -24,11 +24,12 @@ use super::protect::{Guarding, Protection, chain};
 use super::snapshot::Snapshot;
 use super::sources::Sources;
 use super::state::{Daemon, Parts};
+use super::takeover;
 use super::threads::{self, Note, Shared};
 use crate::config::{Config, Flags, Require};
 use crate::domain::clock::boot_now_ns;
 use crate::kernel::lsm::{BpfLsm, bpf_lsm};
-use crate::kernel::{Fanotify, Guard, Guards, Kernel, Layout, Loaded, Maps, Ring, learn};
+use crate::kernel::{Fanotify, Guard, Guards, Kernel, Layout, LoadError, Loaded, Maps, Pins, Ring, Setup, learn};
 use crate::record::{self, DaemonStarted, Event, Recorder, Sink, Tier};
 use crate::resource::ClassTable;
 use crate::task::{Limits, TaskTable};
@@ -97,16 +98,17 @@ pub(super) fn start(config: Config, flags: &Flags, sources: Sources, lock: File)
     recorder.record(Timestamp::now(), Event::DaemonStarted(daemon_started()));
     raise_descriptor_limit();
     let settings = settings(&config);
-    let Loaded { mut kernel, layout, mut maps, upcalls, records } =
-        Kernel::load(&OBJECT.0, settings, log_level(&config))?;
+    let Loaded { mut kernel, layout, mut maps, upcalls, records } = load(&config, settings)?;
     let attached = attach(&mut kernel, layout)?;
+    kernel.take_effect(&mut maps)?;
+    let inherited = takeover::inherit(&mut maps);
     let targets = Targets::new(&config.runtime_dir).map_err(|error| DaemonError::System("set up the canary", error))?;
     let guarding = guarding(&mut maps, &attached, &targets)?;
     let mut classes = ClassTable::default();
     let protection = protect(&sources, &guarding, &mut maps, &mut classes, targets.secret());
     let (shared, notes) = share(&config, &sources, &classes, &protection);
     let threads = spawn(&kernel, &shared, upcalls, settings, &guarding)?;
-    let generation = 1;
+    let generation = inherited.generation;
     let canary = canary_task::run(&mut maps, &shared.snapshot, &targets, generation);
     let result = canary.and_then(|canary| {
         let evidence = Evidence {
@@ -127,7 +129,8 @@ pub(super) fn start(config: Config, flags: &Flags, sources: Sources, lock: File)
         }
     };
     let limits = Limits { default_ttl: config.default_ttl, max_ttl: config.max_ttl };
-    let table = TaskTable::new(limits, generation);
+    let mut table = TaskTable::new(limits, generation);
+    inherited.epochs.iter().for_each(|&(slot, epoch)| table.skip_epoch(slot, epoch));
     let parts = Parts {
         config,
         flags: flags.clone(),
@@ -143,6 +146,7 @@ pub(super) fn start(config: Config, flags: &Flags, sources: Sources, lock: File)
         generation,
     };
     let mut daemon = Daemon::new(parts, sources.registry, sources.secrets);
+    daemon.kernel.stay();
     daemon.dismiss_canary(&targets);
     Ok(Started { daemon, records, notes, threads, lock })
 }
@@ -194,6 +198,11 @@ fn settings(config: &Config) -> Settings {
         learner: std::process::id(),
         pad: 0,
     }
+}
+
+fn load(config: &Config, settings: Settings) -> Result<Loaded, DaemonError> {
+    let pins = config.pin_dir.as_deref().map(Pins::create).transpose().map_err(LoadError::from)?;
+    Ok(Kernel::load(&OBJECT.0, Setup { settings, log_level: log_level(config), pins })?)
 }
 
 /// aya-log's levels: 0 is off, 5 is trace.

@@ -2,8 +2,10 @@
 
 use std::fs::File;
 
+use aya::programs::links::{FdLink, LinkError};
 use aya::programs::{
-    BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, Lsm, Program, ProgramError,
+    BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, Lsm, Program,
+    ProgramError,
 };
 use aya::{Btf, Ebpf};
 
@@ -107,17 +109,22 @@ pub enum AttachError {
         #[source]
         source: Box<ProgramError>,
     },
+    /// It cannot outlive the daemon.
+    #[error("the program `{program}` cannot be pinned; start with `--no-pin` to go without")]
+    Pin {
+        /// Program.
+        program: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: Box<aya::pin::PinError>,
+    },
 }
 
 /// What came of attaching: a guard is in force, or the reason why it is not.
 pub type Guards = Vec<(Guard, Result<(), AttachError>)>;
 
-/// Tries every guard of `wanted`. Attached programs belong to `ebpf`: dropping it detaches them.
-pub fn attach(ebpf: &mut Ebpf, btf: &Btf, cgroup: &File, wanted: &[Guard]) -> Guards {
-    wanted.iter().map(|&guard| (guard, attach_one(ebpf, btf, cgroup, guard))).collect()
-}
-
-fn attach_one(ebpf: &mut Ebpf, btf: &Btf, cgroup: &File, guard: Guard) -> Result<(), AttachError> {
+/// Attaches the program of one guard. Dropping what is returned detaches it.
+pub(super) fn attach(ebpf: &mut Ebpf, btf: &Btf, cgroup: &File, guard: Guard) -> Result<FdLink, AttachError> {
     let name = guard.program();
     let program = ebpf.program_mut(name).ok_or(AttachError::NoProgram(name))?;
     let result = match guard.kind() {
@@ -138,38 +145,51 @@ fn without_empty_log(error: ProgramError) -> ProgramError {
     }
 }
 
-fn attach_tracepoint(program: &mut Program, name: &str, btf: &Btf) -> Result<(), ProgramError> {
+fn attach_tracepoint(program: &mut Program, name: &str, btf: &Btf) -> Result<FdLink, ProgramError> {
     let program: &mut BtfTracePoint = program.try_into()?;
     program.load(name, btf)?;
-    program.attach().map(|_| ())
+    let id = program.attach()?;
+    program.take_link(id).map(FdLink::from)
 }
 
-fn attach_lsm(program: &mut Program, name: &str, btf: &Btf) -> Result<(), ProgramError> {
+fn attach_lsm(program: &mut Program, name: &str, btf: &Btf) -> Result<FdLink, ProgramError> {
     let program: &mut Lsm = program.try_into()?;
     program.load(name, btf)?;
-    program.attach().map(|_| ())
+    let id = program.attach()?;
+    program.take_link(id).map(FdLink::from)
 }
 
 /// `Single` is right: cgroup links are attached beside others whatever this says, and `AllowMultiple` is refused with links.
-fn attach_cgroup(program: &mut Program, cgroup: &File) -> Result<(), ProgramError> {
-    const MODE: CgroupAttachMode = CgroupAttachMode::Single;
+const MODE: CgroupAttachMode = CgroupAttachMode::Single;
+
+fn attach_cgroup(program: &mut Program, cgroup: &File) -> Result<FdLink, ProgramError> {
     match program {
-        Program::CgroupSock(program) => load_cgroup_sock(program).and_then(|p| p.attach(cgroup, MODE).map(|_| ())),
-        Program::CgroupSockAddr(program) => {
-            program.load()?;
-            program.attach(cgroup, MODE).map(|_| ())
-        }
+        Program::CgroupSock(program) => attach_sock(program, cgroup),
+        Program::CgroupSockAddr(program) => attach_sock_addr(program, cgroup),
         Program::CgroupSkb(program) => attach_skb(program, cgroup),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
 }
 
-fn load_cgroup_sock(program: &mut CgroupSock) -> Result<&mut CgroupSock, ProgramError> {
+fn attach_sock(program: &mut CgroupSock, cgroup: &File) -> Result<FdLink, ProgramError> {
     program.load()?;
-    Ok(program)
+    let id = program.attach(cgroup, MODE)?;
+    as_link(FdLink::try_from(program.take_link(id)?))
 }
 
-fn attach_skb(program: &mut CgroupSkb, cgroup: &File) -> Result<(), ProgramError> {
+fn attach_sock_addr(program: &mut CgroupSockAddr, cgroup: &File) -> Result<FdLink, ProgramError> {
     program.load()?;
-    program.attach(cgroup, CgroupSkbAttachType::Egress, CgroupAttachMode::Single).map(|_| ())
+    let id = program.attach(cgroup, MODE)?;
+    as_link(FdLink::try_from(program.take_link(id)?))
+}
+
+fn attach_skb(program: &mut CgroupSkb, cgroup: &File) -> Result<FdLink, ProgramError> {
+    program.load()?;
+    let id = program.attach(cgroup, CgroupSkbAttachType::Egress, MODE)?;
+    as_link(FdLink::try_from(program.take_link(id)?))
+}
+
+/// Kernels before 5.7 attach without a link; none that has the rest does.
+fn as_link(link: Result<FdLink, LinkError>) -> Result<FdLink, ProgramError> {
+    link.map_err(|error| ProgramError::IOError(std::io::Error::other(error)))
 }

@@ -8,6 +8,8 @@ use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use bytemuck::Pod;
 
+use super::Pins;
+
 /// Why a map could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum MapError {
@@ -40,6 +42,15 @@ pub struct Table<K: Pod, V: Pod> {
 }
 
 impl<K: Pod, V: Pod> Table<K, V> {
+    /// The map that is pinned under this name; no LRU one.
+    ///
+    /// # Errors
+    /// [`MapError`] if there is none, or it has another shape.
+    pub fn pinned(pins: &Pins, name: &'static str) -> Result<Self, MapError> {
+        let map = HashMap::try_from(Map::HashMap(pinned(pins, name)?)).map_err(|_| MapError::Unusable(name))?;
+        Ok(Self { name, map })
+    }
+
     fn open(ebpf: &Ebpf, name: &'static str, lru: bool) -> Result<Self, MapError> {
         let data = duplicate(ebpf, name)?;
         let map = if lru { Map::LruHashMap(data) } else { Map::HashMap(data) };
@@ -96,6 +107,15 @@ pub struct Slots<V: Pod> {
 }
 
 impl<V: Pod> Slots<V> {
+    /// The map that is pinned under this name.
+    ///
+    /// # Errors
+    /// [`MapError`] if there is none, or it has another shape.
+    pub fn pinned(pins: &Pins, name: &'static str) -> Result<Self, MapError> {
+        let map = Array::try_from(Map::Array(pinned(pins, name)?)).map_err(|_| MapError::Unusable(name))?;
+        Ok(Self { name, map })
+    }
+
     fn open(ebpf: &Ebpf, name: &'static str) -> Result<Self, MapError> {
         let map = Array::try_from(Map::Array(duplicate(ebpf, name)?)).map_err(|_| MapError::Unusable(name))?;
         Ok(Self { name, map })
@@ -113,6 +133,10 @@ impl<V: Pod> Slots<V> {
     pub fn put(&mut self, index: u32, value: V) -> Result<(), MapError> {
         self.map.set(index, Wire(value), 0).map_err(|error| MapError::Refused(self.name, error))
     }
+}
+
+fn pinned(pins: &Pins, name: &'static str) -> Result<MapData, MapError> {
+    MapData::from_pin(pins.map(name)).map_err(|error| MapError::Refused(name, error))
 }
 
 fn duplicate(ebpf: &Ebpf, name: &'static str) -> Result<MapData, MapError> {
@@ -144,6 +168,8 @@ pub struct Maps {
     pub learned: Slots<Learned>,
     /// The one settings value.
     pub settings: Slots<Settings>,
+    /// Which set of programs acts.
+    pub active: Slots<u32>,
     /// Marked processes; first contacts that wait.
     pub totals: Slots<i64>,
     counters: PerCpuArray<MapData, u64>,
@@ -167,6 +193,7 @@ impl Maps {
             directories: Table::open(ebpf, "DIRECTORIES", false)?,
             learned: Slots::open(ebpf, "LEARNED")?,
             settings: Slots::open(ebpf, "SETTINGS")?,
+            active: Slots::open(ebpf, "ACTIVE")?,
             totals: Slots::open(ebpf, "TOTALS")?,
             counters: counters.map_err(|_| MapError::Unusable(COUNTERS))?,
         })

@@ -2,6 +2,7 @@
 //!
 //! It knows nothing of policy, tasks or records: numbers and bytes in, numbers and bytes out.
 
+pub mod abi;
 pub mod attach;
 pub mod btf;
 pub mod cgroup;
@@ -12,10 +13,12 @@ mod log;
 pub mod lsm;
 pub mod maps;
 pub mod offsets;
+pub mod pin;
 pub mod ring;
 
 pub use attach::{AttachError, Guard, Guards};
 pub use fanotify::{Fanotify, Opened};
-pub use load::{Kernel, Layout, LoadError, Loaded};
+pub use load::{Kernel, Layout, LoadError, Loaded, Setup};
 pub use maps::{MapError, Maps};
+pub use pin::{PinError, Pins};
 pub use ring::Ring;

@@ -65,11 +65,12 @@ fn events() -> Vec<Event> {
             adopted_tasks: 0,
         }),
         Event::DaemonReady(coverage()),
-        Event::DaemonStopping(DaemonStopping { why: "SIGTERM".into() }),
+        Event::DaemonStopping(DaemonStopping { why: "SIGTERM".into(), stays_enforced: true }),
         Event::PolicyLoaded(PolicyLoaded { generation: 3, policies: 12, audited: 1 }),
         Event::PolicyRejected(rejected.clone()),
         Event::CatalogueChanged(CatalogueChanged { secrets: 40, directories: 3 }),
         Event::CatalogueRejected(rejected),
+        Event::Detached(Detached { killed: 3, left_running: 0 }),
     ]
 }
 

@@ -174,11 +174,23 @@ pub struct PathCoverage {
     pub detail: Option<String>,
 }
 
-/// The daemon is about to stop; the kernel goes on enforcing.
+/// The daemon is about to stop.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DaemonStopping {
     /// The signal or the failure.
     pub why: String,
+    /// Whether the kernel goes on enforcing without it.
+    #[serde(default)]
+    pub stays_enforced: bool,
+}
+
+/// What was pinned was taken down: nothing is enforced any more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Detached {
+    /// Processes of tasks that were killed before.
+    pub killed: u64,
+    /// Processes of tasks that go on, unenforced.
+    pub left_running: u64,
 }
 
 /// A policy set came into force.

@@ -13,6 +13,7 @@
 //! | `daemon_started` | [`DaemonStarted`] |
 //! | `daemon_ready` | [`Coverage`] |
 //! | `daemon_stopping` | [`DaemonStopping`] |
+//! | `detached` | [`Detached`] |
 //! | `policy_loaded` | [`PolicyLoaded`] |
 //! | `catalogue_changed` | [`CatalogueChanged`] |
 //! | `policy_rejected`, `catalogue_rejected` | [`Rejected`] |
@@ -34,8 +35,8 @@ pub use coalesce::Coalescer;
 pub use decision::{Decision, PolicyNote, Process, Resource, Shadow, TaskRef, Tier, UNKNOWN_UID};
 pub use hub::{Hub, Writing, missed_line};
 pub use lifecycle::{
-    CatalogueChanged, Cause, Coverage, DaemonStarted, DaemonStopping, Loss, PathCoverage, PolicyLoaded, ProcessEvent,
-    Rejected, TaskOver, TaskStarted,
+    CatalogueChanged, Cause, Coverage, DaemonStarted, DaemonStopping, Detached, Loss, PathCoverage, PolicyLoaded,
+    ProcessEvent, Rejected, TaskOver, TaskStarted,
 };
 
 pub use recorder::Recorder;
@@ -85,6 +86,8 @@ pub enum Event {
     DaemonReady(Coverage),
     /// The daemon stops.
     DaemonStopping(DaemonStopping),
+    /// Enforcement was ended without a daemon.
+    Detached(Detached),
     /// A policy set came into force.
     PolicyLoaded(PolicyLoaded),
     /// A policy set was refused; the last good one stays.

@@ -12,7 +12,9 @@ use serde_json::Value;
 
 use super::machine::Machine;
 use super::options::Options;
+use super::pins::BpfFs;
 use super::record::{self, Record};
+use super::run::{Ran, run};
 use super::wait::until;
 
 /// What went wrong while something was cleaned up, where no test could fail for it any more.
@@ -26,13 +28,15 @@ pub(crate) fn left_behind() -> Vec<String> {
 #[derive(Debug)]
 pub(crate) struct Place {
     directory: tempfile::TempDir,
+    /// A BPF file system of its own, for daemons that pin: what is pinned there goes with it at the latest.
+    bpffs: Option<BpfFs>,
 }
 
 impl Place {
     pub(crate) fn new() -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("writ-test-").tempdir()?;
         set_mode(directory.path(), 0o755)?;
-        let place = Self { directory };
+        let place = Self { directory, bpffs: None };
         for name in ["etc/policies", "run", "state", "home"] {
             std::fs::create_dir_all(place.path(name))?;
         }
@@ -49,6 +53,16 @@ impl Place {
             std::fs::create_dir_all(parent)?;
         }
         std::fs::write(&path, content).with_context(|| format!("cannot write `{}`", path.display()))
+    }
+
+    /// Mounts a BPF file system, and returns where a daemon is to pin.
+    pub(crate) fn with_bpffs(mut self) -> Result<Self> {
+        self.bpffs = Some(BpfFs::mount(&self.path("bpf"))?);
+        Ok(self)
+    }
+
+    pub(crate) fn pins(&self) -> PathBuf {
+        self.path("bpf/writ")
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -71,8 +85,29 @@ impl Place {
         ] {
             command.arg(flag).arg(self.path(name));
         }
+        if options.pinned {
+            command.arg("--pin-dir").arg(options.pin_dir.as_ref().unwrap_or(&self.pins()));
+        } else {
+            command.arg("--no-pin");
+        }
         command.args(&options.arguments).stdin(Stdio::null());
         Ok(command)
+    }
+
+    /// `writd detach` with further arguments.
+    pub(crate) fn detach(&self, machine: &Machine, arguments: &[&str]) -> Result<Ran> {
+        let mut command = Command::new(machine.program("writd"));
+        command.arg("detach");
+        for (flag, name) in [
+            ("--config-dir", "etc"),
+            ("--runtime-dir", "run"),
+            ("--state-dir", "state"),
+            ("--records", "records.jsonl"),
+        ] {
+            command.arg(flag).arg(self.path(name));
+        }
+        command.arg("--pin-dir").arg(self.pins()).args(arguments).stdin(Stdio::null());
+        run(command)
     }
 }
 
@@ -85,27 +120,60 @@ pub(crate) fn set_mode(path: &Path, mode: u32) -> Result<()> {
 pub(crate) struct Daemon {
     pub(crate) place: Place,
     machine: Machine,
+    options: Options,
     child: Child,
+    /// Times that it was ready before.
+    ready: usize,
 }
 
 impl Daemon {
     /// Starts it and waits until it is ready.
     pub(crate) fn start(machine: &Machine, place: Place, options: &Options) -> Result<Self> {
-        let log = place.path("stderr.log");
-        let mut command = place.command(machine, options)?;
-        command.stdout(Stdio::null()).stderr(File::create(&log)?);
-        let child = command.spawn().context("cannot start writd")?;
-        let mut daemon = Self { place, machine: machine.clone(), child };
-        until("the daemon's readiness", 20, || daemon.is_ready()).map_err(|error| daemon.with_log(&error))?;
+        let child = spawn(machine, &place, options)?;
+        let mut daemon = Self { place, machine: machine.clone(), options: options.clone(), child, ready: 0 };
+        daemon.wait_until_ready()?;
         Ok(daemon)
+    }
+
+    fn wait_until_ready(&mut self) -> Result<()> {
+        until("the daemon's readiness", 20, || self.is_ready()).map_err(|error| self.with_log(&error))
     }
 
     fn is_ready(&mut self) -> Result<Option<()>> {
         if let Some(status) = self.child.try_wait()? {
             bail!("the daemon ended with {status}");
         }
-        let ready = self.records()?.iter().any(|record| record.kind() == "daemon_ready");
-        Ok((ready && self.place.socket().exists()).then_some(()))
+        Ok((self.times_ready()? > self.ready && self.place.socket().exists()).then_some(()))
+    }
+
+    fn times_ready(&self) -> Result<usize> {
+        Ok(self.records()?.iter().filter(|record| record.kind() == "daemon_ready").count())
+    }
+
+    /// Ends it without a word.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Asks it to go; what is pinned stays.
+    pub(crate) fn terminate(&mut self) -> Result<ExitStatus> {
+        self.signal(Signal::SIGTERM)?;
+        until("the daemon's end after SIGTERM", 15, || Ok(self.child.try_wait()?))
+    }
+
+    /// Starts another one where this one was, which has gone.
+    pub(crate) fn restart(&mut self) -> Result<()> {
+        self.start_again()?;
+        self.wait_until_ready()
+    }
+
+    /// The same, without waiting for it.
+    pub(crate) fn start_again(&mut self) -> Result<()> {
+        self.ready = self.times_ready()?;
+        self.child = spawn(&self.machine, &self.place, &self.options)?;
+        Ok(())
     }
 
     pub(crate) fn records(&self) -> Result<Vec<Record>> {
@@ -192,6 +260,15 @@ impl Daemon {
     }
 
     fn end(&mut self) -> Result<ExitStatus> {
+        let status = self.end_process()?;
+        if self.options.pinned {
+            let detached = self.place.detach(&self.machine, &[])?;
+            ensure!(detached.status.success() && !self.place.pins().exists(), "not detached: {detached:?}");
+        }
+        Ok(status)
+    }
+
+    fn end_process(&mut self) -> Result<ExitStatus> {
         if let Some(status) = self.child.try_wait()? {
             return Ok(status);
         }
@@ -208,6 +285,13 @@ impl Daemon {
         self.machine.check_no_daemon()?;
         Ok(status)
     }
+}
+
+fn spawn(machine: &Machine, place: &Place, options: &Options) -> Result<Child> {
+    let log = File::options().create(true).append(true).open(place.path("stderr.log"))?;
+    let mut command = place.command(machine, options)?;
+    command.stdout(Stdio::null()).stderr(log);
+    command.spawn().context("cannot start writd")
 }
 
 impl Drop for Daemon {

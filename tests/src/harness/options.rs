@@ -1,5 +1,7 @@
 //! What a daemon is started with.
 
+use std::path::{Path, PathBuf};
+
 use super::wait::slowness;
 
 #[derive(Clone, Debug, Default)]
@@ -10,6 +12,10 @@ pub(crate) struct Options {
     pub(crate) files: Vec<(String, String)>,
     /// Further arguments.
     pub(crate) arguments: Vec<String>,
+    /// Whether what is attached outlives the daemon.
+    pub(crate) pinned: bool,
+    /// Where it is pinned, if not in the daemon's own place.
+    pub(crate) pin_dir: Option<PathBuf>,
 }
 
 impl Options {
@@ -21,6 +27,16 @@ impl Options {
     pub(crate) fn file(mut self, path: &str, content: &str) -> Self {
         self.files.push((path.to_owned(), content.to_owned()));
         self
+    }
+
+    pub(crate) fn pinned(mut self) -> Self {
+        self.pinned = true;
+        self
+    }
+
+    pub(crate) fn pinned_at(mut self, dir: &Path) -> Self {
+        self.pin_dir = Some(dir.to_owned());
+        self.pinned()
     }
 
     pub(crate) fn argument(mut self, argument: &str) -> Self {

@@ -19,6 +19,10 @@ impl Record {
         self.0.pointer(pointer).and_then(Value::as_u64).unwrap_or_default()
     }
 
+    pub(crate) fn flag(&self, pointer: &str) -> bool {
+        self.0.pointer(pointer).and_then(Value::as_bool).unwrap_or_default()
+    }
+
     pub(crate) fn kind(&self) -> &str {
         self.text("/kind")
     }

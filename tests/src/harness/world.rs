@@ -35,7 +35,7 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(machine: &Machine, options: Options) -> Result<Self> {
-        let place = Place::new()?;
+        let place = if options.pinned { Place::new()?.with_bpffs()? } else { Place::new()? };
         fill_home(&place)?;
         let [open, more, shut, audited, erroring] =
             [Servers::new()?, Servers::new()?, Servers::new()?, Servers::new()?, Servers::new()?];

@@ -78,7 +78,7 @@ impl<'a> Daemon<'a> {
         for (flag, path) in site.flags() {
             writd.arg(flag).arg(path);
         }
-        writd.stdin(Stdio::null()).stderr(log);
+        writd.arg("--no-pin").stdin(Stdio::null()).stderr(log);
         let started = Instant::now();
         let mut running = Running(writd.spawn().context("cannot start writd")?);
         let status = running.first_answer(site, started)?;

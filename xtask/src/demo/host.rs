@@ -154,6 +154,8 @@ impl Daemon {
         ] {
             command.arg(flag).arg(root.join(path));
         }
+        // Nothing is to be left behind, however it ends.
+        command.arg("--no-pin");
         // In a group of its own: Ctrl-C is for this program, which then stops the daemon in order.
         command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(output);
         let child = command.spawn().context("cannot start `writd`")?;
