@@ -67,7 +67,7 @@ pub struct Object {
     pub name: [u8; NAME_LEN],
     /// `Read`, `ConnectUnix`, `Use`: the class (see [`crate::maps::RowKey`]).
     pub class: u32,
-    /// `Socket`: address family.
+    /// `Socket`: address family; `ConnectUnix`: bytes of `name` in use.
     pub family: u32,
     /// `Socket`: type, such as `SOCK_RAW`.
     pub socket_type: u32,
@@ -301,6 +301,12 @@ impl Actor {
 }
 
 impl Object {
+    /// `ConnectUnix`: the listener's own name; empty if it has none.
+    pub fn unix_name(&self) -> &[u8] {
+        let length = (self.family as usize).min(crate::maps::UNIX_NAME_LEN);
+        self.name.get(..length).unwrap_or(&self.name)
+    }
+
     /// The file name without its padding.
     pub fn name(&self) -> &[u8] {
         until_nul(&self.name)

@@ -97,10 +97,29 @@ pub struct RowKey {
     pub class: u32,
 }
 
-/// Set in classes of unix listeners.
+/// Set in classes of unix listeners. With nothing else it stands for a name that has not been classified yet.
 pub const CLASS_UNIX: u32 = 1 << 30;
+/// The class of sockets that another task listens on.
+pub const UNIX_AGENT: u32 = CLASS_UNIX | 1;
+/// The class of sockets without a name that no task made.
+pub const UNIX_UNNAMED: u32 = CLASS_UNIX | 2;
+/// The class of names that the catalogue does not know.
+pub const UNIX_UNKNOWN: u32 = CLASS_UNIX | 3;
 /// Set in classes of facilities.
 pub const CLASS_FACILITY: u32 = 1 << 31;
+
+/// `UNIX_NAMES` and `UNIX_ASKED` key: the name that somebody bound a unix socket to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
+#[repr(C)]
+pub struct UnixName {
+    /// A path, or a name with a leading NUL; the rest is 0.
+    pub name: [u8; UNIX_NAME_LEN],
+    /// Bytes in use, a path's terminating NUL not among them. To an abstract name every NUL counts.
+    pub length: u32,
+}
+
+/// Longest name of a unix socket: `sockaddr_un.sun_path`.
+pub const UNIX_NAME_LEN: usize = 108;
 
 /// `SECRETS` and `DIRECTORIES` key: a file as the kernel knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
@@ -231,6 +250,24 @@ pub const MAX_CONNECT: u32 = 65_536;
 pub const MAX_ROWS: u32 = 65_536;
 /// Capacity of `SECRETS` and of `DIRECTORIES`.
 pub const MAX_SECRETS: u32 = 65_536;
+/// Capacity of `UNIX_NAMES`.
+pub const MAX_UNIX_NAMES: u32 = 16_384;
+/// Capacity of `UNIX_ASKED`.
+pub const MAX_UNIX_ASKED: u32 = 4096;
+
+impl UnixName {
+    /// From the bytes of a name; `None` if there are none, or too many.
+    pub fn new(bytes: &[u8]) -> Option<Self> {
+        let mut name = [0; UNIX_NAME_LEN];
+        name.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        (!bytes.is_empty()).then_some(Self { name, length: bytes.len() as u32 })
+    }
+
+    /// The bytes in use.
+    pub fn bytes(&self) -> &[u8] {
+        self.name.get(..self.length as usize).unwrap_or(&self.name)
+    }
+}
 
 const _: () = {
     assert!(size_of::<Mark>() == 16);
@@ -240,6 +277,7 @@ const _: () = {
     assert!(size_of::<RowKey>() == 16);
     assert!(size_of::<FileKey>() == 16);
     assert!(size_of::<Verdict>() == 24);
+    assert!(size_of::<UnixName>() == 112);
     assert!(size_of::<SocketLabel>() == 112);
     assert!(size_of::<Settings>() == 48);
     assert!(size_of::<Learned>() == 72);

@@ -98,7 +98,7 @@ impl Key for RowKey {
 
 /// What the hold's loop looks at.
 #[repr(C)]
-struct Hold<K> {
+pub struct Hold<K> {
     key: K,
     until: u64,
 }
@@ -174,6 +174,18 @@ struct Question<'a, K, D> {
 /// Decides one action of a marked process. True if it may go on.
 #[inline(always)]
 pub fn decide<K: Key>(mark: &Mark, key: &mut K, what: &impl Describe) -> bool {
+    settle(mark, key, what, None)
+}
+
+/// Decides where nobody may be held: what the kernel has no verdict for is refused with `absent` as the reason, and the answer
+/// serves the next try. See [`prepare`].
+#[inline(always)]
+pub fn decide_now<K: Key>(mark: &Mark, key: &mut K, what: &impl Describe, absent: Reason) -> bool {
+    settle(mark, key, what, Some(absent))
+}
+
+#[inline(always)]
+fn settle<K: Key>(mark: &Mark, key: &mut K, what: &impl Describe, absent: Option<Reason>) -> bool {
     let time = now();
     let Some(task) = TASKS.get(mark.slot) else {
         return refuse(mark, key.action(), Reason::Undecidable, what);
@@ -191,6 +203,11 @@ pub fn decide<K: Key>(mark: &Mark, key: &mut K, what: &impl Describe) -> bool {
             count(Counter::CacheHits);
             by_verdict(&verdict, Source::Cache)
         }
+        // It was asked for by `prepare`, for this very action.
+        Some(verdict) if absent.is_some() && verdict.not_after >= time => {
+            key.forget();
+            by_verdict(&verdict, Source::Upcall)
+        }
         _ if too_many(mark.slot, time) => {
             count(Counter::RateLimited);
             structural(Effect::Deny, Reason::RateLimited)
@@ -202,7 +219,10 @@ pub fn decide<K: Key>(mark: &Mark, key: &mut K, what: &impl Describe) -> bool {
             }
             structural(Effect::Deny, Reason::UpcallLost)
         }
-        _ => first_contact(&question, task),
+        _ => match absent {
+            None => first_contact(&question, task),
+            Some(absent) => unheld(&question, task, absent),
+        },
     };
     outcome.generation = generation;
     finish(mark, key.action(), task.mode, &mut outcome, time, what)
@@ -247,10 +267,8 @@ fn first_contact<K: Key, D: Describe>(question: &Question<'_, K, D>, task: &Task
     else {
         return structural(Effect::Deny, Reason::Undecidable);
     };
-    if question.time.saturating_sub(settings.heartbeat) > settings.stale_after {
-        count(Counter::DaemonLost);
-        let allow = task.on_daemon_loss == DaemonLoss::Allow.code();
-        return structural(if allow { Effect::Allow } else { Effect::Deny }, Reason::DaemonLost);
+    if is_lost(settings, question.time) {
+        return daemon_lost(task);
     }
     // Holders keep their CPU: with all CPUs taken, a kernel that does not preempt could not run the daemon at all.
     let outstanding = outstanding_of(usage);
@@ -260,6 +278,83 @@ fn first_contact<K: Key, D: Describe>(question: &Question<'_, K, D>, task: &Task
     add(holders, -1);
     add(outstanding, -1);
     outcome
+}
+
+#[inline(always)]
+fn is_lost(settings: &Settings, time: u64) -> bool {
+    time.saturating_sub(settings.heartbeat) > settings.stale_after
+}
+
+#[inline(always)]
+fn daemon_lost(task: &TaskState) -> Outcome {
+    count(Counter::DaemonLost);
+    let allow = task.on_daemon_loss == DaemonLoss::Allow.code();
+    structural(if allow { Effect::Allow } else { Effect::Deny }, Reason::DaemonLost)
+}
+
+/// Asks the daemon for the next try, and refuses this one.
+#[inline(always)]
+fn unheld<K: Key, D: Describe>(question: &Question<'_, K, D>, task: &TaskState, absent: Reason) -> Outcome {
+    let Some(settings) = SETTINGS.get(0) else { return structural(Effect::Deny, Reason::Undecidable) };
+    if is_lost(settings, question.time) {
+        return daemon_lost(task);
+    }
+    structural(Effect::Deny, if ask(question, HELD_REFUSED) { absent } else { Reason::UpcallLost })
+}
+
+/// What [`prepare`] waits for.
+pub trait Awaited: Describe + Copy {
+    /// What is asked.
+    const ACTION: Action;
+    /// One turn of the hold, which is given a [`Hold`] of this.
+    const TURN: unsafe extern "C" fn(u32, *mut c_void) -> i64;
+    /// Fills in whose verdict it is.
+    fn set_owner(&mut self, mark: &Mark, generation: u32);
+    /// Whether everything is there that the kernel needs to decide.
+    fn is_there(&self) -> bool;
+}
+
+/// Has the daemon give its answer before a hook comes in which nobody may be held. That hook decides: if the answer is not there
+/// by then, for whatever cause, what needs it is refused.
+#[inline(always)]
+pub fn prepare<A: Awaited>(mark: &Mark, awaited: &A) {
+    let (Some(task), Some(settings), Some(usage), Some(holders)) =
+        (TASKS.get(mark.slot), SETTINGS.get(0), USAGE.get_ptr_mut(mark.slot), TOTALS.get_ptr_mut(HOLDERS))
+    else {
+        return;
+    };
+    let time = now();
+    if over(task, mark.epoch, time).is_some() || task.mode == Mode::Audit.code() || is_lost(settings, time) {
+        // None of these waits.
+        return;
+    }
+    // SAFETY: a field of a live map value.
+    let generation = unsafe { core::ptr::read_volatile(&raw const task.generation) };
+    let mut hold = Hold { key: *awaited, until: time + settings.hold_budget };
+    hold.key.set_owner(mark, generation);
+    if hold.key.is_there() || too_many(mark.slot, time) {
+        return;
+    }
+    let outstanding = outstanding_of(usage);
+    let before = (add(outstanding, 1), add(holders, 1));
+    let busy = before.0 >= i64::from(settings.max_outstanding) || before.1 >= i64::from(settings.max_holders);
+    if busy {
+        count(Counter::Busy);
+    }
+    let waits = !busy && settings.hold_budget != 0;
+    let held = if waits { HELD_WAITS } else { HELD_REFUSED };
+    if put_question(mark, A::ACTION, generation, time, awaited, held) && waits {
+        // SAFETY: as in `held`.
+        unsafe { bpf_loop(MAX_TURNS, A::TURN as *mut c_void, (&raw mut hold).cast(), 0) };
+    }
+    add(holders, -1);
+    add(outstanding, -1);
+}
+
+/// One turn of the hold of an [`Awaited`]: 1 ends it.
+#[inline(always)]
+pub fn turn_of<A: Awaited>(hold: &Hold<A>) -> i64 {
+    i64::from(hold.key.is_there() || now() >= hold.until)
 }
 
 #[inline(always)]
@@ -305,18 +400,20 @@ fn held<K: Key, D: Describe>(question: &Question<'_, K, D>, settings: &Settings,
 /// Puts a question to the daemon. False if it was lost.
 #[inline(always)]
 fn ask<K: Key, D: Describe>(question: &Question<'_, K, D>, held: u8) -> bool {
+    put_question(question.mark, question.key.action(), question.generation, question.time, question.what, held)
+}
+
+#[inline(always)]
+fn put_question(mark: &Mark, action: Action, generation: u32, time: u64, what: &impl Describe, held: u8) -> bool {
     let Some(mut entry) = UPCALLS.reserve_untyped::<Ask>(0) else {
         count(Counter::UpcallRingFull);
         return false;
     };
     let event = zeroed(&mut entry);
-    event.kind = KIND_ASK;
-    event.action = question.key.action().code();
-    event.held = held;
-    event.generation = question.generation;
-    event.time = question.time;
-    current::describe(question.mark, &mut event.actor);
-    question.what.describe(&mut event.object);
+    (event.kind, event.action, event.held) = (KIND_ASK, action.code(), held);
+    (event.generation, event.time) = (generation, time);
+    current::describe(mark, &mut event.actor);
+    what.describe(&mut event.object);
     entry.submit(0);
     count(Counter::Upcalls);
     true

@@ -2,8 +2,8 @@
 
 use agent_common::Counter;
 use agent_common::maps::{
-    ConnectKey, FileKey, LEARNED_FILES, Learned, MAX_CONNECT, MAX_PROCESSES, MAX_ROWS, MAX_SECRETS, MAX_TASKS, Mark,
-    RowKey, Settings, SocketLabel, TaskState, Usage, Verdict,
+    ConnectKey, FileKey, LEARNED_FILES, Learned, MAX_CONNECT, MAX_PROCESSES, MAX_ROWS, MAX_SECRETS, MAX_TASKS,
+    MAX_UNIX_ASKED, MAX_UNIX_NAMES, Mark, RowKey, Settings, SocketLabel, TaskState, UnixName, Usage, Verdict,
 };
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
@@ -39,6 +39,16 @@ pub static SECRETS: HashMap<FileKey, u32, { MAX_SECRETS as usize }> = HashMap::n
 /// Protected directory -> class of everything below it. As `SECRETS`.
 #[btf_map]
 pub static DIRECTORIES: HashMap<FileKey, u32, { MAX_SECRETS as usize }> = HashMap::new();
+
+/// Name of a unix listener that the catalogue knows -> class. Written by the daemon, which leaves out what does not fit: such a name
+/// is asked for like any other.
+#[btf_map]
+pub static UNIX_NAMES: HashMap<UnixName, u32, { MAX_UNIX_NAMES as usize }> = HashMap::new();
+
+/// Name of a unix socket that a task asked for -> class. Written by the daemon. Full: as for `CONNECT`; a map of its own, since
+/// tasks choose these names.
+#[btf_map]
+pub static UNIX_ASKED: LruHashMap<UnixName, u32, { MAX_UNIX_ASKED as usize }> = LruHashMap::new();
 
 /// Files that the daemon opened, as the kernel knows them. Reset by the daemon, filled by `file_open`; what does not fit
 /// is counted in `Learned::count`, which the daemon compares.

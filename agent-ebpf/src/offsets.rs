@@ -34,6 +34,14 @@ offsets! {
     dentry__d_name
     dentry__d_sb
     qstr__name
+    socket__sk
+    sock_common__skc_family
+    msghdr__msg_name
+    msghdr__msg_namelen
+    unix_sock__addr
+    unix_sock__peer
+    unix_address__len
+    unix_address__name
 }
 
 /// Reads a member of a kernel struct.

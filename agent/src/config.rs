@@ -196,6 +196,11 @@ impl Config {
         self.config_dir.join("endpoints.toml")
     }
 
+    /// The site's catalogue of unix listeners, which need not be there.
+    pub fn unix_file(&self) -> PathBuf {
+        self.config_dir.join("unix.toml")
+    }
+
     /// The registry of agents, which need not be there.
     pub fn agents_file(&self) -> PathBuf {
         self.config_dir.join("agents.toml")

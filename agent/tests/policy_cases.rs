@@ -71,6 +71,8 @@ struct Case {
     /// Labels of a secret.
     read: Option<Vec<Label>>,
     connect: Option<Connect>,
+    /// Labels of whoever listens on a unix socket.
+    connect_unix: Option<Vec<Label>>,
     #[serde(default = "monday_morning")]
     at: Timestamp,
     expect: Expect,
@@ -161,16 +163,17 @@ fn intent(path: &[String]) -> IntentFacts {
 
 impl Case {
     fn class(&self, policies: &Policies) -> Class {
-        match (&self.read, &self.connect) {
-            (Some(labels), None) => policies.secret_class(&Arc::new(labels.iter().cloned().collect())),
-            (None, Some(connect)) => policies.endpoint_class(&Endpoint {
+        match (&self.read, &self.connect, &self.connect_unix) {
+            (None, None, Some(labels)) => policies.unix_class(&Arc::new(labels.iter().cloned().collect())),
+            (Some(labels), None, None) => policies.secret_class(&Arc::new(labels.iter().cloned().collect())),
+            (None, Some(connect), None) => policies.endpoint_class(&Endpoint {
                 protocol: connect.protocol.unwrap_or(Protocol::Tcp),
                 address: connect.to.ip(),
                 port: connect.to.port(),
                 hosts: Arc::new(connect.hosts.clone()),
                 labels: Arc::new(connect.labels.iter().cloned().collect()),
             }),
-            _ => panic!("`{}` asks for one of `read` and `connect`", self.name),
+            _ => panic!("`{}` asks for one of `read`, `connect` and `connectUnix`", self.name),
         }
     }
 }

@@ -19,6 +19,7 @@ mod records;
 mod reload;
 mod secrets;
 mod stopped;
+mod unix;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -60,11 +61,13 @@ fn all() -> Vec<Test> {
         egress::tests(),
         records::tests(),
         flood::tests(),
+        unix::tests(),
         // Each with daemons of its own.
         reload::tests(),
         stopped::tests(),
         outlive::tests(),
         lineage::own_tests(),
+        unix::own_tests(),
         input::tests(),
     ];
     areas.into_iter().flatten().collect()

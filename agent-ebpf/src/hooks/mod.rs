@@ -4,3 +4,4 @@ mod file;
 mod net;
 mod process;
 mod socket;
+mod unix;

@@ -197,6 +197,8 @@ impl Client {
 
     fn unreachable(&self, error: &io::Error) -> ClientError {
         match error.kind() {
+            // The guard of unix sockets, which comes before the daemon's own answer.
+            _ if error.raw_os_error() == Some(libc::EPERM) => ClientError::Refused(ErrorBody::inside_task()),
             io::ErrorKind::PermissionDenied => ClientError::Permission(self.socket.clone()),
             io::ErrorKind::NotFound => self.no_daemon("there is no such socket"),
             io::ErrorKind::ConnectionRefused => self.no_daemon("nobody listens on the socket"),

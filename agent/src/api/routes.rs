@@ -53,10 +53,7 @@ pub(super) fn router(shared: Shared) -> Router {
 
 /// For who works for a task: the API could give it more than its task has.
 pub(super) fn refusing_router() -> Router {
-    Router::new().fallback(|| async {
-        let message = "the caller works for a task, and tasks may not use the API";
-        ErrorBody::new(ErrorCode::InsideTask, message, "use it from outside of tasks")
-    })
+    Router::new().fallback(|| async { ErrorBody::inside_task() })
 }
 
 type Answer<T> = Result<Json<T>, ErrorBody>;

@@ -260,6 +260,12 @@ impl ErrorBody {
         Self { error, message: message.into(), next: next.into() }
     }
 
+    /// For who works for a task.
+    pub fn inside_task() -> Self {
+        let message = "the caller works for a task, and tasks may not use the API";
+        Self::new(ErrorCode::InsideTask, message, "use it from outside of tasks")
+    }
+
     /// From an error of our own, whose text ends with the next step after its last `; `.
     pub fn from_error(error: ErrorCode, source: &dyn std::error::Error) -> Self {
         let text = source.to_string();

@@ -19,6 +19,7 @@ mod status;
 mod stop;
 mod takeover;
 mod threads;
+mod unix;
 
 use std::fs::File;
 use std::thread::JoinHandle;
@@ -245,6 +246,7 @@ impl Loop {
         self.daemon.tell_losses();
         self.daemon.measure();
         self.daemon.watch_clock();
+        self.daemon.refresh_unix_names();
         if self.watcher.configuration_changed() {
             let _ = self.reload();
         }

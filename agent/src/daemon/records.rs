@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use agent_common::event::{Actor, Decided, Executed, Exited, Forked, NAME_LEN, Object};
+use agent_common::event::{Actor, Decided, Executed, Exited, Forked, Object};
 use agent_common::maps::CLASS_FACILITY;
 use agent_common::{Action, Counter, Event as KernelEvent, Facility};
 
@@ -228,8 +228,9 @@ impl Daemon {
     }
 
     fn unix(&self, object: &Object) -> Resource {
-        let name = (object.name != [0; NAME_LEN]).then(|| Arc::from(socket_name(&object.name)));
-        Resource::Unix { name, labels: Arc::default() }
+        let name = object.unix_name();
+        let name = (!name.is_empty()).then(|| Arc::from(socket_name(name)));
+        Resource::Unix { name, labels: self.shared.snapshot.load().unix_labels(object) }
     }
 
     fn secret(&self, object: &Object) -> Resource {

@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use agent_common::Facility;
-use agent_common::event::Ask;
-use agent_common::maps::{CLASS_FACILITY, ConnectKey, FAMILY_V4};
+use agent_common::event::{Ask, Object};
+use agent_common::maps::{CLASS_FACILITY, ConnectKey, FAMILY_V4, UNIX_AGENT, UNIX_UNNAMED};
 
 use crate::decision::{Judge, TaskKey};
 use crate::domain::resource::canonical;
@@ -15,7 +15,7 @@ use crate::domain::{
 };
 use crate::names::{Names, TaskMark};
 use crate::policy::{Class, Policies, Prepared};
-use crate::resource::Endpoints;
+use crate::resource::{Endpoints, UnixListeners};
 
 /// A task as the decision threads need it.
 #[derive(Debug)]
@@ -41,6 +41,7 @@ pub(super) struct Places {
 pub(super) struct Snapshot {
     pub(super) policies: Arc<Policies>,
     pub(super) endpoints: Arc<Endpoints>,
+    pub(super) unix: Arc<UnixListeners>,
     /// Labels of class `index + 1`.
     pub(super) classes: Arc<[Arc<LabelSet>]>,
     pub(super) places: Arc<Places>,
@@ -80,6 +81,20 @@ impl Snapshot {
         let address = address(key).to_canonical();
         let labels = self.endpoints.labels_to_listen(address, key.port, protocol);
         Some(Endpoint { protocol, address, port: key.port, hosts: Arc::default(), labels })
+    }
+
+    /// The labels of whoever listens on a unix socket. A name is looked at anew: the catalogue may be another than the one by which
+    /// the kernel knows its class.
+    pub(super) fn unix_labels(&self, object: &Object) -> Arc<LabelSet> {
+        match object.class {
+            UNIX_AGENT | UNIX_UNNAMED => self.unix.of_class(object.class),
+            _ => self.unix.labels_of(object.unix_name()),
+        }
+    }
+
+    /// All labels that a task can be granted to connect to.
+    pub(super) fn connect_labels(&self) -> LabelSet {
+        self.endpoints.labels() | self.unix.labels()
     }
 
     /// The labels of a class of secrets.

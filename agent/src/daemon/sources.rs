@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::tz::TimeZone;
@@ -12,7 +12,7 @@ use super::threads::now;
 use crate::config::{Config, Homes};
 use crate::domain::text_file::read_text;
 use crate::policy::{self, Policies};
-use crate::resource::{Endpoints, Secrets, endpoints, homes, secrets};
+use crate::resource::{Endpoints, Secrets, UnixListeners, endpoints, homes, secrets, unix};
 use crate::task::Registry;
 
 /// One reading.
@@ -20,6 +20,7 @@ pub(super) struct Sources {
     pub(super) registry: Registry,
     pub(super) secrets: Arc<Secrets>,
     pub(super) endpoints: Arc<Endpoints>,
+    pub(super) unix: Arc<UnixListeners>,
     pub(super) policies: Arc<Policies>,
 }
 
@@ -33,6 +34,7 @@ impl Sources {
             registry: registry(&config.agents_file())?,
             secrets: Arc::new(secrets(config)?),
             endpoints: Arc::new(endpoints(&config.endpoints_file())?),
+            unix: Arc::new(unix_listeners(config)?),
             policies: Arc::new(policies(&config.policies_dir)?),
         })
     }
@@ -53,15 +55,26 @@ fn registry(file: &Path) -> Result<Registry, DaemonError> {
 }
 
 fn secrets(config: &Config) -> Result<Secrets, DaemonError> {
-    let homes = match &config.homes {
+    let homes = all_homes(config);
+    let file = config.secrets_file();
+    let site = read_if_there(&file)?;
+    Ok(Secrets::load(secrets::SHIPPED, site.as_deref().map(|text| (file.as_path(), text)), &homes)?)
+}
+
+fn all_homes(config: &Config) -> Vec<PathBuf> {
+    match &config.homes {
         Homes::Only(homes) => homes.clone(),
         Homes::Accounts(extra) => {
             homes::discover(&fs::read("/etc/passwd").unwrap_or_default(), Path::new("/home"), extra)
         }
-    };
-    let file = config.secrets_file();
+    }
+}
+
+fn unix_listeners(config: &Config) -> Result<UnixListeners, DaemonError> {
+    let file = config.unix_file();
     let site = read_if_there(&file)?;
-    Ok(Secrets::load(secrets::SHIPPED, site.as_deref().map(|text| (file.as_path(), text)), &homes)?)
+    let site = site.as_deref().map(|text| (file.as_path(), text));
+    Ok(UnixListeners::load(unix::SHIPPED, site, &all_homes(config))?)
 }
 
 fn endpoints(file: &Path) -> Result<Endpoints, DaemonError> {

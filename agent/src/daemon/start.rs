@@ -26,6 +26,7 @@ use super::sources::Sources;
 use super::state::{Daemon, Parts};
 use super::takeover;
 use super::threads::{self, Note, Shared};
+use super::unix;
 use crate::config::{Config, Flags, Require};
 use crate::domain::clock::boot_now_ns;
 use crate::kernel::lsm::{BpfLsm, bpf_lsm};
@@ -107,6 +108,7 @@ pub(super) fn start(config: Config, flags: &Flags, sources: Sources, lock: File)
     let mut classes = ClassTable::default();
     let protection = protect(&sources, &guarding, &mut maps, &mut classes, targets.secret());
     let (shared, notes) = share(&config, &sources, &classes, &protection);
+    unix::put_exact(&mut maps, &sources.unix);
     let threads = spawn(&kernel, &shared, upcalls, settings, &guarding)?;
     let generation = inherited.generation;
     let canary = canary_task::run(&mut maps, &shared.snapshot, &targets, generation);
@@ -231,6 +233,9 @@ fn attach(kernel: &mut Kernel, layout: Layout) -> Result<Attached, DaemonError> 
     let (optional, needed): (Guards, Guards) =
         kernel.attach(&layout, &wanted)?.into_iter().partition(|(guard, _)| guard.needs_lsm());
     needed.into_iter().try_for_each(|(_, result)| result)?;
+    for (guard, error) in optional.iter().filter_map(|(guard, result)| Some((guard, result.as_ref().err()?))) {
+        tracing::warn!(guard = guard.program(), error = chain(error), "this kernel does not take a guard");
+    }
     let refused = optional.iter().find_map(|(_, result)| result.as_ref().err()).map(|error| chain(error));
     let file_open = optional.iter().any(|(guard, result)| *guard == Guard::FileOpen && result.is_ok());
     Ok(Attached { lsm, file_open, refused })
@@ -278,6 +283,7 @@ fn share(
     let snapshot = Snapshot {
         policies: Arc::clone(&sources.policies),
         endpoints: Arc::clone(&sources.endpoints),
+        unix: Arc::clone(&sources.unix),
         classes: Arc::from(classes.classes()),
         places: Arc::new(protection.places()),
         tasks: HashMap::new(),

@@ -15,6 +15,7 @@ use super::protect::{Guarding, Protection, chain};
 use super::snapshot::{Known, Snapshot};
 use super::sources::Sources;
 use super::threads::{Shared, now};
+use super::unix::UnixNames;
 use crate::api::types::{MarkTarget, OpenTask};
 use crate::api::{ErrorBody, ErrorCode, Peer};
 use crate::config::{Config, Flags};
@@ -64,6 +65,7 @@ pub(super) struct Daemon {
     /// Decisions that the kernel's counters do not know of: fanotify's, and those of audit mode.
     pub(super) noted: HashMap<Effect, u64>,
     pub(super) draining: Vec<Draining>,
+    pub(super) unix_names: UnixNames,
     /// Tasks without a process, and since when: boot clock, nanoseconds.
     pub(super) empty: HashMap<(u32, u32), u64>,
 }
@@ -114,6 +116,7 @@ impl Daemon {
             baseline: HashMap::new(),
             noted: HashMap::new(),
             draining: Vec::new(),
+            unix_names: UnixNames::default(),
             empty: HashMap::new(),
         }
     }
@@ -125,7 +128,8 @@ impl Daemon {
         let request = self.task_request(request);
         let secrets = self.secrets.labels();
         let snapshot = self.shared.snapshot.load_full();
-        let known = KnownLabels { read: &secrets, connect: snapshot.endpoints.labels() };
+        let connect = snapshot.connect_labels();
+        let known = KnownLabels { read: &secrets, connect: &connect };
         let task =
             self.table.open(&request, &self.registry, known, instant()).map_err(|error| refusal(&error))?.clone();
         match self.set_up(&task).and_then(|()| self.mark(&task, peer)) {
@@ -232,7 +236,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// The rows of one task for every class of secrets, so that reads need no question.
+    /// The rows of one task for every class of secrets and of unix listeners, so that these need no question.
     fn fill_rows(&mut self, task: &Task) -> Result<(), crate::kernel::MapError> {
         if !matches!(self.guarding, Guarding::Kernel) {
             return Ok(());
@@ -241,8 +245,10 @@ impl Daemon {
         let mut rows = Rows::new(Arc::clone(&self.shared.details), self.shared.patience);
         let at = now();
         let (slot, epoch, generation) = (task.slot, task.epoch, task.generation);
-        for (number, labels) in (1u32..).zip(snapshot.classes.iter()) {
-            let class = snapshot.policies.secret_class(labels);
+        let secrets = (1u32..).zip(snapshot.classes.iter());
+        let secrets = secrets.map(|(number, labels)| (number, snapshot.policies.secret_class(labels)));
+        let unix = snapshot.unix.classes().map(|(number, labels)| (number, snapshot.policies.unix_class(labels)));
+        for (number, class) in secrets.chain(unix) {
             let answer = rows.answer(&*snapshot, crate::decision::TaskKey { slot, epoch, generation }, class, at);
             if answer.verdict.once == 0 {
                 self.maps.rows.put(RowKey { slot, epoch, generation, class: number }, answer.verdict)?;
@@ -259,6 +265,7 @@ impl Daemon {
         let mut next = Snapshot {
             policies: sources.policies,
             endpoints: sources.endpoints,
+            unix: sources.unix,
             classes: Arc::clone(&snapshot.classes),
             places: Arc::clone(&snapshot.places),
             tasks: HashMap::new(),
@@ -274,6 +281,7 @@ impl Daemon {
         self.policies_loaded = now().millis();
         self.policies_error = None;
         self.shared.snapshot.store(Arc::new(next));
+        self.unix_listeners_changed();
         self.renumber(generation);
         let policies = u64::try_from(self.shared.snapshot.load().policies.number_of_policies()).unwrap_or(u64::MAX);
         let audited = u64::try_from(self.shared.snapshot.load().policies.number_of_audited()).unwrap_or(u64::MAX);

@@ -157,7 +157,7 @@ impl Daemon {
 
     pub(super) fn labels(&self) -> LabelsView {
         let snapshot = self.shared.snapshot.load();
-        LabelsView { read: words(&self.secrets.labels()), connect: words(snapshot.endpoints.labels()) }
+        LabelsView { read: words(&self.secrets.labels()), connect: words(&snapshot.connect_labels()) }
     }
 
     pub(super) fn reloaded(&self) -> ReloadView {

@@ -21,6 +21,7 @@ use nix::unistd::Pid;
 use tokio::sync::mpsc;
 
 use super::snapshot::{Known, Snapshot, address, facility_labels, undecided};
+use super::unix;
 use crate::decision::{Answer, Details, Instant, Rows, TaskKey};
 use crate::domain::clock::boot_now_ns;
 use crate::domain::resource::canonical;
@@ -201,7 +202,9 @@ fn answer(shared: &Shared, maps: &mut Maps, rows: &mut Rows<Class>, snapshot: &S
     // Connections that are established outlive the name under which they were opened.
     answer.verdict.not_after = answer.verdict.not_after.min(known.until);
     // An answer for one question is put down only where somebody waits for it.
-    if answer.verdict.once == 0 || ask.held == HELD_WAITS {
+    if ask.action == Action::ConnectUnix.code() {
+        unix::put(maps, snapshot, ask, answer.verdict);
+    } else if answer.verdict.once == 0 || ask.held == HELD_WAITS {
         put(maps, ask, answer.verdict);
     }
     if ask.held == HELD_AUDIT {
@@ -217,7 +220,7 @@ fn put(maps: &mut Maps, ask: &Ask, verdict: Verdict) {
         Some(Action::Connect | Action::Listen) => {
             maps.connect.put(ConnectKey { slot, epoch, generation, ..ask.object.connect }, verdict)
         }
-        Some(Action::Read | Action::ConnectUnix | Action::Use) => {
+        Some(Action::Read | Action::Use) => {
             maps.rows.put(RowKey { slot, epoch, generation, class: ask.object.class }, verdict)
         }
         _ => Ok(()),
@@ -249,6 +252,7 @@ fn decide(rows: &mut Rows<Class>, snapshot: &Snapshot, ask: &Ask, hosts: &Arc<Ho
             snapshot.listener(&ask.object.connect).map(|endpoint| snapshot.policies.listen_class(&endpoint))
         }
         Some(Action::Use) => facility_labels(ask.object.class).map(|labels| snapshot.policies.facility_class(&labels)),
+        Some(Action::ConnectUnix) => Some(snapshot.policies.unix_class(&snapshot.unix_labels(&ask.object))),
         Some(Action::Read) => {
             snapshot.class_labels(ask.object.class).map(|labels| snapshot.policies.secret_class(labels))
         }

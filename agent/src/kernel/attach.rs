@@ -36,6 +36,16 @@ pub enum Guard {
     Egress,
     /// Opening secret files (BPF LSM).
     FileOpen,
+    /// Labels unix sockets (BPF LSM).
+    UnixLabel,
+    /// Has the name of a unix socket that is connected to looked up in time (BPF LSM).
+    UnixConnect,
+    /// The same for datagrams; and nothing is sent on unix sockets by tasks that are over (BPF LSM).
+    UnixSend,
+    /// Connections to unix sockets, by who listens (BPF LSM).
+    UnixStream,
+    /// Datagrams to unix sockets, by who receives (BPF LSM).
+    UnixDatagram,
 }
 
 #[derive(Clone, Copy)]
@@ -47,7 +57,7 @@ enum Kind {
 
 impl Guard {
     /// Every guard in the order of attaching: lineage and labels before what relies on them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 17] = [
         Self::Exit,
         Self::TaskAlloc,
         Self::Fork,
@@ -60,6 +70,11 @@ impl Guard {
         Self::Sendmsg6,
         Self::Egress,
         Self::FileOpen,
+        Self::UnixLabel,
+        Self::UnixConnect,
+        Self::UnixSend,
+        Self::UnixStream,
+        Self::UnixDatagram,
     ];
 
     /// The program's name in the object.
@@ -77,13 +92,37 @@ impl Guard {
             Self::Sendmsg6 => "sendmsg6",
             Self::Egress => "egress",
             Self::FileOpen => "file_open",
+            Self::UnixLabel => "unix_label",
+            Self::UnixConnect => "unix_connect",
+            Self::UnixSend => "unix_send",
+            Self::UnixStream => "unix_stream",
+            Self::UnixDatagram => "unix_datagram",
+        }
+    }
+
+    /// What it hooks on to. Several LSM programs may share a hook, so theirs have names of their own.
+    const fn hook(self) -> &'static str {
+        match self {
+            Self::UnixLabel => "socket_post_create",
+            Self::UnixConnect => "socket_connect",
+            Self::UnixSend => "socket_sendmsg",
+            Self::UnixStream => "unix_stream_connect",
+            Self::UnixDatagram => "unix_may_send",
+            other => other.program(),
         }
     }
 
     const fn kind(self) -> Kind {
         match self {
             Self::Fork | Self::Exec | Self::Exit => Kind::TracePoint,
-            Self::TaskAlloc | Self::SocketCreate | Self::FileOpen => Kind::Lsm,
+            Self::TaskAlloc
+            | Self::SocketCreate
+            | Self::FileOpen
+            | Self::UnixLabel
+            | Self::UnixConnect
+            | Self::UnixSend
+            | Self::UnixStream
+            | Self::UnixDatagram => Kind::Lsm,
             _ => Kind::Cgroup,
         }
     }
@@ -128,8 +167,8 @@ pub(super) fn attach(ebpf: &mut Ebpf, btf: &Btf, cgroup: &File, guard: Guard) ->
     let name = guard.program();
     let program = ebpf.program_mut(name).ok_or(AttachError::NoProgram(name))?;
     let result = match guard.kind() {
-        Kind::TracePoint => attach_tracepoint(program, name, btf),
-        Kind::Lsm => attach_lsm(program, name, btf),
+        Kind::TracePoint => attach_tracepoint(program, guard.hook(), btf),
+        Kind::Lsm => attach_lsm(program, guard.hook(), btf),
         Kind::Cgroup => attach_cgroup(program, cgroup),
     };
     result.map_err(|error| AttachError::Refused { program: name, source: Box::new(without_empty_log(error)) })
@@ -145,16 +184,16 @@ fn without_empty_log(error: ProgramError) -> ProgramError {
     }
 }
 
-fn attach_tracepoint(program: &mut Program, name: &str, btf: &Btf) -> Result<FdLink, ProgramError> {
+fn attach_tracepoint(program: &mut Program, hook: &str, btf: &Btf) -> Result<FdLink, ProgramError> {
     let program: &mut BtfTracePoint = program.try_into()?;
-    program.load(name, btf)?;
+    program.load(hook, btf)?;
     let id = program.attach()?;
     program.take_link(id).map(FdLink::from)
 }
 
-fn attach_lsm(program: &mut Program, name: &str, btf: &Btf) -> Result<FdLink, ProgramError> {
+fn attach_lsm(program: &mut Program, hook: &str, btf: &Btf) -> Result<FdLink, ProgramError> {
     let program: &mut Lsm = program.try_into()?;
-    program.load(name, btf)?;
+    program.load(hook, btf)?;
     let id = program.attach()?;
     program.take_link(id).map(FdLink::from)
 }

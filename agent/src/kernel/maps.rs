@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 
 use agent_common::Counter;
-use agent_common::maps::{ConnectKey, FileKey, Learned, Mark, RowKey, Settings, TaskState, Usage, Verdict};
+use agent_common::maps::{ConnectKey, FileKey, Learned, Mark, RowKey, Settings, TaskState, UnixName, Usage, Verdict};
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use bytemuck::Pod;
@@ -164,6 +164,10 @@ pub struct Maps {
     pub secrets: Table<FileKey, u32>,
     /// Directory -> class.
     pub directories: Table<FileKey, u32>,
+    /// Name of a unix listener -> class, of names that the catalogue knows.
+    pub unix_names: Table<UnixName, u32>,
+    /// The same of names that somebody asked for.
+    pub unix_asked: Table<UnixName, u32>,
     /// Files that the daemon opened last.
     pub learned: Slots<Learned>,
     /// The one settings value.
@@ -191,6 +195,8 @@ impl Maps {
             rows: Table::open(ebpf, "ROWS", true)?,
             secrets: Table::open(ebpf, "SECRETS", false)?,
             directories: Table::open(ebpf, "DIRECTORIES", false)?,
+            unix_names: Table::open(ebpf, "UNIX_NAMES", false)?,
+            unix_asked: Table::open(ebpf, "UNIX_ASKED", true)?,
             learned: Slots::open(ebpf, "LEARNED")?,
             settings: Slots::open(ebpf, "SETTINGS")?,
             active: Slots::open(ebpf, "ACTIVE")?,

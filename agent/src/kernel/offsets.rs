@@ -3,7 +3,7 @@
 use super::btf::{Btf, BtfError};
 
 /// Globals of `agent-ebpf/src/offsets.rs`, each named `STRUCT__MEMBER`.
-const NAMES: [&str; 20] = [
+const NAMES: [&str; 28] = [
     "task_struct__pid",
     "task_struct__tgid",
     "task_struct__start_boottime",
@@ -24,6 +24,14 @@ const NAMES: [&str; 20] = [
     "dentry__d_name",
     "dentry__d_sb",
     "qstr__name",
+    "socket__sk",
+    "sock_common__skc_family",
+    "msghdr__msg_name",
+    "msghdr__msg_namelen",
+    "unix_sock__addr",
+    "unix_sock__peer",
+    "unix_address__len",
+    "unix_address__name",
 ];
 
 /// Each global's name and value.

@@ -7,8 +7,10 @@ mod cgroup;
 mod kill;
 mod lineage;
 mod snapshot;
+mod unix;
 
 pub use cgroup::CgroupPaths;
 pub use kill::{KillError, Killed, kill_verified};
 pub use lineage::{Known, Lineage};
 pub use snapshot::{ProcessFacts, SnapshotError, ancestors, snapshot};
+pub use unix::listening_paths;

@@ -1,4 +1,4 @@
-//! What is known of resources: which files are secrets, and what destinations are called. Two catalogues, each shipped
+//! What is known of resources: which files are secrets, and what destinations and unix listeners are called. Three catalogues, each shipped
 //! and extended by the site; no policy, no kernel maps, and no file is ever opened.
 
 mod catalogue;
@@ -12,6 +12,7 @@ mod pattern;
 mod ranges;
 pub mod scan;
 pub mod secrets;
+pub mod unix;
 mod walk;
 
 pub use class::ClassTable;
@@ -21,3 +22,4 @@ pub use hosts::Carried;
 pub use ledger::Ledger;
 pub use scan::{Changes, Problem, ProblemKind, Protected, Scan};
 pub use secrets::Secrets;
+pub use unix::UnixListeners;

@@ -90,6 +90,24 @@ labels = ["secret/test/directory"]
 directories = ["~/vault"]
 "#;
 
+/// Where tests meet a marked process: under the label that most tasks are granted.
+pub(crate) const UNIX: &str = r#"
+[[listener]]
+name = "test-meeting"
+labels = ["test/open"]
+paths = ["/**/pass.sock", "/**/give.sock"]
+[[listener]]
+name = "test-open"
+labels = ["net/unix/test/open"]
+paths = ["/**/open-*"]
+abstract = ["writ-test-open-*"]
+[[listener]]
+name = "test-shut"
+labels = ["net/unix/test/shut"]
+paths = ["/**/shut-*"]
+abstract = ["writ-test-shut-*"]
+"#;
+
 pub(crate) const POLICIES: &str = r#"
 @id("test/read")
 @reason("the grant covers the secret")
@@ -98,6 +116,13 @@ permit (principal, action == Action::"read", resource) when { resource in princi
 @id("test/connect")
 @reason("the grant covers the endpoint")
 permit (principal, action == Action::"connect", resource) when { resource in principal.mayConnect };
+
+@id("test/unix")
+@reason("the grant covers who listens")
+permit (principal, action == Action::"connect_unix", resource) when { resource in principal.mayConnect };
+
+@id("test/unix-shut")
+forbid (principal, action == Action::"connect_unix", resource in Label::"net/unix/test/shut");
 
 @id("test/start")
 permit (principal, action in [Action::"start", Action::"delegate"], resource);

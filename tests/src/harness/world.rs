@@ -8,7 +8,7 @@ use anyhow::{Result, anyhow};
 
 use super::daemon::{Daemon, Place};
 use super::machine::Machine;
-use super::options::{AGENTS, Options, POLICIES, SECRETS};
+use super::options::{AGENTS, Options, POLICIES, SECRETS, UNIX};
 use super::record::Record;
 use super::run::{Ran, Session, Task, run};
 use super::server::Servers;
@@ -46,6 +46,7 @@ impl World {
         }
         place.write("etc/agents.toml", AGENTS)?;
         place.write("etc/secrets.toml", SECRETS)?;
+        place.write("etc/unix.toml", UNIX)?;
         place.write("etc/endpoints.toml", &endpoints)?;
         place.write("etc/policies/test.cedar", POLICIES)?;
         let daemon = Daemon::start(machine, place, &options)?;

@@ -12,6 +12,7 @@ mod scan;
 mod session;
 mod sockets;
 mod surroundings;
+mod unix;
 mod uring;
 
 use nix::errno::Errno;
@@ -23,6 +24,8 @@ type Attempt<T = ()> = Result<T, Errno>;
 #[derive(Default)]
 struct State {
     flow: Option<std::os::fd::OwnedFd>,
+    /// Unix sockets that are bound, and stay so.
+    bound: Vec<std::os::fd::OwnedFd>,
 }
 
 fn main() {
@@ -52,7 +55,7 @@ fn say(outcome: Attempt) {
 }
 
 fn attempt(state: &mut State, words: &[&str]) -> Attempt {
-    let found = net::attempt(words).or_else(|| sockets::attempt(words));
+    let found = net::attempt(words).or_else(|| sockets::attempt(words)).or_else(|| unix::attempt(state, words));
     let found = found.or_else(|| files::attempt(words)).or_else(|| flow::attempt(state, words));
     found.unwrap_or_else(|| {
         eprintln!("writ-probe: `{}` is no action", words.join(" "));
