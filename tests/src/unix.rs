@@ -1,16 +1,15 @@
 //! Unix sockets: decided by who listens, whatever name the caller gives.
 
 use std::io::Read;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use serde_json::Value;
 
 use crate::Test;
+use crate::harness::ear::Ear;
 use crate::harness::machine::Tier;
 use crate::harness::options::{Options, UNIX};
 use crate::harness::record::Record;
@@ -59,73 +58,13 @@ pub(crate) fn own_tests() -> Vec<Test> {
     on_full_tier([("unix::catalogue_is_reloaded", reloaded), ("unix::flood_of_names", flood)])
 }
 
-/// An unmarked process that listens: this one.
-struct Ear {
-    fd: OwnedFd,
-    kind: i32,
-    name: String,
-}
-
-impl Ear {
-    /// `@` stands for the NUL of an abstract name.
-    fn new(kind: i32, name: &str) -> Result<Self> {
-        // SAFETY: three integers.
-        let fd =
-            Errno::result(unsafe { libc::socket(libc::AF_UNIX, kind | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, 0) })?;
-        // SAFETY: the descriptor is new and nobody else's.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        // SAFETY: plain numbers, all of which may be 0.
-        let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
-        address.sun_family = libc::AF_UNIX as libc::sa_family_t;
-        let room = address.sun_path.get_mut(..name.len()).context("the name is too long")?;
-        for (to, from) in room.iter_mut().zip(name.bytes()) {
-            *to = if from == b'@' { 0 } else { from as libc::c_char };
-        }
-        let length = (size_of::<libc::sa_family_t>() + name.len()) as libc::socklen_t;
-        // SAFETY: the kernel reads `length` bytes of a live address.
-        Errno::result(unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), length) })?;
-        if kind != libc::SOCK_DGRAM {
-            // SAFETY: two integers.
-            Errno::result(unsafe { libc::listen(fd.as_raw_fd(), 64) })?;
-        }
-        Ok(Self { fd, kind, name: name.to_owned() })
-    }
-
-    /// At a path of this world.
-    fn at(world: &World, kind: i32, name: &str) -> Result<Self> {
-        Self::new(kind, &path(world, name))
-    }
-
-    /// Connections and datagrams since this was last asked.
-    fn arrived(&self) -> usize {
-        let one = || {
-            let mut byte = [0_u8; 8];
-            // SAFETY: a live buffer; or two null pointers, which accept(2) takes.
-            let done = unsafe {
-                if self.kind == libc::SOCK_DGRAM {
-                    libc::recv(self.fd.as_raw_fd(), byte.as_mut_ptr().cast(), byte.len(), 0) as i32
-                } else {
-                    let fd = libc::accept(self.fd.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut());
-                    if fd >= 0 { libc::close(fd) } else { fd }
-                }
-            };
-            (done >= 0).then_some(())
-        };
-        std::iter::from_fn(one).count()
-    }
-}
-
-impl Drop for Ear {
-    fn drop(&mut self) {
-        if self.name.starts_with('/') {
-            // A test may have renamed it.
-            let _ = std::fs::remove_file(&self.name);
-        }
-    }
-}
-
 fn path(world: &World, name: &str) -> String {
     world.daemon.place.path(name).to_string_lossy().into_owned()
+}
+
+/// Listens at a path of this world.
+fn ear(world: &World, kind: i32, name: &str) -> Result<Ear> {
+    Ear::new(kind, &path(world, name))
 }
 
 fn words<'w>(action: &[&'w str], more: &[&'w str]) -> Vec<&'w str> {
@@ -246,7 +185,7 @@ fn ways(world: &World, from: &str, to: &str) -> Result<Vec<Vec<String>>> {
 /// The kernel learns of a listener that nobody has named yet within a second, or from the first attempt.
 fn other_names(lab: &Lab) -> Result<()> {
     let world = lab.shared()?;
-    let ear = Ear::at(&world, libc::SOCK_STREAM, "open-known")?;
+    let ear = ear(&world, libc::SOCK_STREAM, "open-known")?;
     for way in ways(&world, &ear.name, &path(&world, "alias"))? {
         let action: Vec<&str> = way.iter().map(String::as_str).collect();
         world.unmarked(&action)?.expect(&["ok"])?;
@@ -282,7 +221,7 @@ const OPEN_ALIAS: &str = "net/unix/display";
 /// A name with an open label leads to a socket that is shut.
 fn false_names(lab: &Lab) -> Result<()> {
     let world = lab.shared()?;
-    let ear = Ear::at(&world, libc::SOCK_STREAM, "shut-known")?;
+    let ear = ear(&world, libc::SOCK_STREAM, "shut-known")?;
     let to = path(&world, "open-trick");
     for way in ways(&world, &ear.name, &to)? {
         let action: Vec<&str> = way.iter().map(String::as_str).collect();
@@ -385,7 +324,7 @@ fn nameless(lab: &Lab) -> Result<()> {
 /// It is the receiver that counts, not who made the sender.
 fn made_before(lab: &Lab) -> Result<()> {
     let world = lab.shared()?;
-    let ear = Ear::at(&world, libc::SOCK_DGRAM, "open-before")?;
+    let ear = ear(&world, libc::SOCK_DGRAM, "open-before")?;
     let action = ["unix-fd-sendto", "0", &ear.name];
     let ran = world.task().stdin(UnixDatagram::unbound()?).run(&action)?;
     expect_refused(&world, &ran, &ear, OPEN)?;
@@ -398,7 +337,7 @@ fn made_before(lab: &Lab) -> Result<()> {
 fn revoked(lab: &Lab) -> Result<()> {
     let world = lab.shared()?;
     for (kind, number) in [STREAM, SEQPACKET, DGRAM] {
-        let ear = Ear::at(&world, number, &format!("open-flow-{kind}"))?;
+        let ear = ear(&world, number, &format!("open-flow-{kind}"))?;
         let mut session = world.task().connect(OPEN).session()?;
         let task = session.task()?;
         session.expect(&["unix-flow", kind, &ear.name], &["ok"])?;
@@ -459,7 +398,7 @@ fn labels(lab: &Lab) -> Result<()> {
 
 fn reloaded(lab: &Lab) -> Result<()> {
     let world = lab.own(Options::default())?;
-    let ear = Ear::at(&world, libc::SOCK_STREAM, "moved")?;
+    let ear = ear(&world, libc::SOCK_STREAM, "moved")?;
     let mut session = world.task().connect(OPEN).session()?;
     let action = ["unix", "stream", &ear.name];
     session.expect(&action, &["errno EPERM"])?;
@@ -475,7 +414,7 @@ fn reloaded(lab: &Lab) -> Result<()> {
 /// More names than the kernel remembers: they cost their own task alone.
 fn flood(lab: &Lab) -> Result<()> {
     let world = lab.own(Options::default())?;
-    let ear = Ear::at(&world, libc::SOCK_STREAM, "open-beside")?;
+    let ear = ear(&world, libc::SOCK_STREAM, "open-beside")?;
     let before = world.daemon.status()?;
     let mut flooding = world.task().session()?;
     flooding.tell(&["unix-flood", "20000", "@writ-flood-"])?;

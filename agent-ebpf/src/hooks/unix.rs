@@ -37,7 +37,7 @@ pub fn unix_label(ctx: LsmContext) -> i32 {
     if kernel != 0 || family != i32::from(AF_UNIX) {
         return 0;
     }
-    let Some(mark) = current::task_mark() else { return 0 };
+    let Some(mark) = current::lsm_task_mark() else { return 0 };
     // SAFETY: the hook's first argument is a `socket`.
     let sock: *mut c_void = unsafe { member(ctx.arg(0), &offsets::socket__sk) };
     let mut label = SocketLabel { slot: mark.slot, epoch: mark.epoch, tgid: current::tgid(), ..SocketLabel::zeroed() };
@@ -59,7 +59,7 @@ pub fn unix_connect(ctx: LsmContext) -> i32 {
     if unsafe { unix_sock(ctx.arg(0)) }.is_null() {
         return 0;
     }
-    let Some(mark) = current::task_mark() else { return 0 };
+    let Some(mark) = current::lsm_task_mark() else { return 0 };
     let length: i32 = ctx.arg(2);
     announce(&mark, ctx.arg(1), length as u32);
     0
@@ -77,7 +77,7 @@ pub fn unix_send(ctx: LsmContext) -> i32 {
     if sock.is_null() {
         return 0;
     }
-    let Some(mark) = current::task_mark() else { return 0 };
+    let Some(mark) = current::lsm_task_mark() else { return 0 };
     // SAFETY: the hook's second argument is a `msghdr`.
     let (name, length): (*const c_void, i32) = unsafe {
         let message: *const c_void = ctx.arg(1);
@@ -100,7 +100,7 @@ pub fn unix_stream(ctx: LsmContext) -> i32 {
     if earlier != 0 {
         return earlier;
     }
-    let Some(mark) = current::task_mark() else { return 0 };
+    let Some(mark) = current::lsm_task_mark() else { return 0 };
     if judge(&mark, ctx.arg(1)) { 0 } else { -EPERM }
 }
 
@@ -111,7 +111,7 @@ pub fn unix_datagram(ctx: LsmContext) -> i32 {
     if earlier != 0 {
         return earlier;
     }
-    let Some(mark) = current::task_mark() else { return 0 };
+    let Some(mark) = current::lsm_task_mark() else { return 0 };
     // SAFETY: the hook's second argument is a `socket`.
     let receiver: *mut c_void = unsafe { member(ctx.arg(1), &offsets::socket__sk) };
     if receiver.is_null() {

@@ -133,7 +133,10 @@ impl Evidence<'_> {
     fn not_covered(&self) -> Vec<CoverageView> {
         let none = |path: &str, detail: &str| row(path, "none", CoverageState::NotCovered, detail);
         vec![
-            none("unix sockets", "who listens is not asked yet: other services can act for an agent"),
+            none(
+                "unix sockets",
+                "decided by who listens where BPF LSM works, not yet proven by a canary; else not seen",
+            ),
             none("sockets connected elsewhere", "a connected socket passed in by an unmarked process may send"),
             none("listening and accepting", "inbound connections are not decided; their task's end is enforced"),
             none(

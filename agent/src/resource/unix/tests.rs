@@ -1,3 +1,5 @@
+//! What the catalogue of unix listeners knows, and what it refuses.
+
 use super::*;
 
 const OWN: &str = r#"
