@@ -24,6 +24,7 @@ mod unix;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -109,15 +110,23 @@ struct Notes {
     skips: Vec<String>,
     /// Paths and neighbours that were tried, by area.
     passed: BTreeMap<&'static str, usize>,
+    /// How long each test took. The first of those that share a daemon pays for its start.
+    took: Vec<(Duration, &'static str)>,
 }
 
+/// How many of the slowest tests are named.
+const SLOWEST: usize = 10;
+
 impl Notes {
-    fn print(&self) {
+    fn print(&mut self) {
         for skip in &self.skips {
             println!("skipped: {skip}");
         }
         let areas: Vec<String> = self.passed.iter().map(|(area, count)| format!("{area} {count}")).collect();
         println!("passed by area: {}", areas.join(", "));
+        self.took.sort_by_key(|(time, _)| std::cmp::Reverse(*time));
+        let named = self.took.iter().take(SLOWEST).map(|(time, name)| format!("{name} {:.1} s", time.as_secs_f64()));
+        println!("slowest: {}", named.collect::<Vec<_>>().join(", "));
     }
 }
 
@@ -146,12 +155,14 @@ fn run() -> Result<ExitCode> {
 fn trial(test: Test, lab: &Arc<Lab>, notes: &Arc<Mutex<Notes>>) -> Trial {
     let (lab, notes) = (lab.clone(), notes.clone());
     Trial::ignorable_test(test.name, move || {
+        let started = Instant::now();
         let outcome = if test.needs == Tier::Full && lab.machine.tier == Tier::Reduced {
             Err(harness::skip("needs the full tier, and the machine is declared reduced"))
         } else {
             (test.body)(&lab)
         };
         let mut notes = notes.lock().unwrap_or_else(PoisonError::into_inner);
+        notes.took.push((started.elapsed(), test.name));
         match outcome {
             Ok(()) => {
                 let area = test.name.split("::").next().unwrap_or(test.name);

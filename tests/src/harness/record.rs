@@ -1,13 +1,17 @@
 //! The daemon's records, as the file has them.
 
-use std::path::Path;
+use std::fs::File;
+use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 /// One line.
 #[derive(Clone, Debug)]
-pub(crate) struct Record(pub(crate) Value);
+pub(crate) struct Record(pub(crate) Arc<Value>);
 
 impl Record {
     /// The text at a JSON pointer, or nothing.
@@ -29,7 +33,7 @@ impl Record {
 
     /// The line without its long parts, for messages.
     pub(crate) fn short(&self) -> String {
-        let mut value = self.0.clone();
+        let mut value = Value::clone(&self.0);
         if let Some(object) = value.as_object_mut() {
             for name in ["process", "chain", "agent", "intent", "expires_at"] {
                 object.remove(name);
@@ -69,17 +73,56 @@ impl Record {
     }
 }
 
-/// All whole lines of the file.
+/// All whole lines of the file. Tests ask for them again and again while they wait, so what has been read before is
+/// kept: only what the daemon has written since is parsed.
 pub(crate) fn read(path: &Path) -> Result<Vec<Record>> {
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error).with_context(|| format!("cannot read `{}`", path.display())),
+    static LAST: Mutex<Option<Tail>> = Mutex::new(None);
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    let failed = |error| anyhow::Error::new(error).context(format!("cannot read `{}`", path.display()));
+    let mut tail = match last.take().filter(|tail| tail.is_still(path)) {
+        Some(tail) => tail,
+        None => match File::open(path) {
+            Ok(file) => Tail { path: path.to_owned(), file, read: 0, records: Vec::new() },
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(failed(error)),
+        },
     };
-    let whole = text.rfind('\n').map_or("", |end| text.get(..end).unwrap_or_default());
-    let lines = whole.lines().map(|line| {
-        let value = serde_json::from_str(line).with_context(|| format!("a record is no JSON: {line:?}"))?;
-        Ok(Record(value))
-    });
-    lines.collect()
+    let text = tail.rest().map_err(failed)?;
+    tail.take(&text)?;
+    let records = tail.records.clone();
+    *last = Some(tail);
+    Ok(records)
+}
+
+/// The file that was read last, open, so that its inode is nobody else's.
+struct Tail {
+    path: PathBuf,
+    file: File,
+    /// How many bytes have been parsed.
+    read: u64,
+    records: Vec<Record>,
+}
+
+impl Tail {
+    /// Whether `path` is this very file, and has what was read of it.
+    fn is_still(&self, path: &Path) -> bool {
+        let (Ok(now), Ok(own)) = (std::fs::metadata(path), self.file.metadata()) else { return false };
+        self.path == path && (now.dev(), now.ino()) == (own.dev(), own.ino()) && now.len() >= self.read
+    }
+
+    fn rest(&mut self) -> std::io::Result<String> {
+        let mut text = String::new();
+        self.file.seek(SeekFrom::Start(self.read))?;
+        self.file.read_to_string(&mut text).map(|_| text)
+    }
+
+    fn take(&mut self, text: &str) -> Result<()> {
+        let whole = text.rfind('\n').map_or("", |end| text.get(..=end).unwrap_or_default());
+        for line in whole.lines() {
+            let value: Value = serde_json::from_str(line).with_context(|| format!("a record is no JSON: {line:?}"))?;
+            self.records.push(Record(Arc::new(value)));
+        }
+        self.read += whole.len() as u64;
+        Ok(())
+    }
 }
