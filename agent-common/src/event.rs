@@ -27,6 +27,8 @@ pub const HELD_AUDIT: u8 = 0;
 pub const HELD_WAITS: u8 = 1;
 /// [`Ask::held`]: nobody waits, the action was refused: the answer serves the retry.
 pub const HELD_REFUSED: u8 = 2;
+/// [`Ask::held`]: nobody waits, a packet was dropped: the answer serves those that follow, even one that is good only once.
+pub const HELD_WIRE: u8 = 3;
 
 /// Who acts: the calling process as the kernel saw it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -83,7 +85,7 @@ pub struct Ask {
     pub kind: u32,
     /// A [`crate::Action`].
     pub action: u8,
-    /// [`HELD_AUDIT`], [`HELD_WAITS`] or [`HELD_REFUSED`].
+    /// [`HELD_AUDIT`], [`HELD_WAITS`], [`HELD_REFUSED`] or [`HELD_WIRE`].
     pub held: u8,
     /// Always 0.
     pub pad: u16,

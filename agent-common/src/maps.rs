@@ -161,19 +161,27 @@ pub struct SocketLabel {
     pub epoch: u32,
     /// Thread group that made the socket.
     pub tgid: u32,
-    /// 1 once a drop on this socket was recorded: one record a socket, the packets are counted.
-    pub drop_recorded: u32,
+    /// A bit for each reason, by its code, for which packets of this socket were recorded: one record a socket and reason,
+    /// the packets are counted. [`RECORDED_TRANSLATION`] and [`RECORDED_LISTEN`] are bits of their own.
+    pub recorded: u32,
     /// Network namespace (`bpf_get_netns_cookie`).
     pub netns: u64,
     /// Writers of the ticket at work: one writes, others leave it.
     pub writers: u64,
     /// Counts the tickets written: a reader that sees it change reads nothing.
     pub version: u64,
-    /// What was decided last on this socket; a generation of 0 is no ticket.
+    /// When a packet of this socket last made a question, boot clock, nanoseconds.
+    pub asked: u64,
+    /// What was decided last on this socket; an action of 0 is no ticket.
     pub ticket: Ticket,
     /// The name server that was asked, where the daemon's own answers in its place.
     pub server: Server,
 }
+
+/// Set in [`SocketLabel::recorded`] once packets left for a translated address.
+pub const RECORDED_TRANSLATION: u32 = 1 << 31;
+/// Set in [`SocketLabel::recorded`] once it was recorded that the socket may listen.
+pub const RECORDED_LISTEN: u32 = 1 << 30;
 
 /// What a socket's packets may leave for without another look-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -250,6 +258,8 @@ pub const MAX_CONNECT: u32 = 65_536;
 pub const MAX_ROWS: u32 = 65_536;
 /// Capacity of `SECRETS` and of `DIRECTORIES`.
 pub const MAX_SECRETS: u32 = 65_536;
+/// Capacity of `TRANSLATE_FROM` and of `TRANSLATE_TO`.
+pub const MAX_TRANSLATIONS: u32 = 1024;
 /// Capacity of `UNIX_NAMES`.
 pub const MAX_UNIX_NAMES: u32 = 16_384;
 /// Capacity of `UNIX_ASKED`.
@@ -278,7 +288,8 @@ const _: () = {
     assert!(size_of::<FileKey>() == 16);
     assert!(size_of::<Verdict>() == 24);
     assert!(size_of::<UnixName>() == 112);
-    assert!(size_of::<SocketLabel>() == 112);
+    assert!(size_of::<SocketLabel>() == 120);
+    assert!(size_of::<Ticket>() == 48);
     assert!(size_of::<Settings>() == 48);
     assert!(size_of::<Learned>() == 72);
 };

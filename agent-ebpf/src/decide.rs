@@ -4,16 +4,20 @@
 //! revocation hold while the daemon is dead. A verdict that the kernel lacks is asked of the daemon while the caller is
 //! held in a bounded `bpf_loop`; whatever goes wrong on that way denies, each with its own reason.
 
+mod packet;
+
 use core::ffi::c_void;
 
-use agent_common::event::{Actor, Ask, HELD_AUDIT, HELD_REFUSED, HELD_WAITS, KIND_ASK};
+use agent_common::event::{Actor, Ask, HELD_AUDIT, HELD_REFUSED, HELD_WAITS, KIND_ASK, Object};
 use agent_common::maps::{CLASS_FACILITY, CLASS_UNIX, ConnectKey, Mark, RowKey, Settings, TaskState, Usage, Verdict};
 use agent_common::{Action, Counter, DaemonLoss, Effect, Mode, Reason, Source, TaskStatus};
 use aya_ebpf::helpers::generated::{bpf_ktime_get_boot_ns, bpf_loop};
 
+pub use self::packet::{Flow, ask_ahead, decide_packet};
+
 use crate::current;
 use crate::maps::{CONNECT, ROWS, SETTINGS, TASKS, TOTALS, UPCALLS, USAGE, count};
-use crate::record::{self, Describe, Outcome, Who, zeroed};
+use crate::record::{self, Describe, Outcome, Who, structural, zeroed};
 
 /// Index into `TOTALS`: first contacts that wait, all tasks together.
 const HOLDERS: u32 = 1;
@@ -64,6 +68,13 @@ impl Key for ConnectKey {
     #[inline(always)]
     fn forget(&self) {
         let _ = CONNECT.remove(self);
+    }
+}
+
+impl Describe for ConnectKey {
+    #[inline(always)]
+    fn describe(&self, object: &mut Object) {
+        object.connect = *self;
     }
 }
 
@@ -162,9 +173,9 @@ pub fn admit(mark: &Mark, action: Action, what: &impl Describe) -> bool {
     }
 }
 
-/// One action of a marked process, on its way through the steps below.
-struct Question<'a, K, D> {
-    mark: &'a Mark,
+/// One action of a task, on its way through the steps below.
+struct Question<'a, K, W, D> {
+    who: &'a W,
     key: &'a K,
     what: &'a D,
     generation: u32,
@@ -174,6 +185,12 @@ struct Question<'a, K, D> {
 /// Decides one action of a marked process. True if it may go on.
 #[inline(always)]
 pub fn decide<K: Key>(mark: &Mark, key: &mut K, what: &impl Describe) -> bool {
+    settle(mark, key, what, None).is_some()
+}
+
+/// As [`decide`]; where the action may go on, says until when packets may follow without another look: 0 asks for each.
+#[inline(always)]
+pub fn decide_flow<K: Key>(mark: &Mark, key: &mut K, what: &impl Describe) -> Option<u64> {
     settle(mark, key, what, None)
 }
 
@@ -181,23 +198,21 @@ pub fn decide<K: Key>(mark: &Mark, key: &mut K, what: &impl Describe) -> bool {
 /// serves the next try. See [`prepare`].
 #[inline(always)]
 pub fn decide_now<K: Key>(mark: &Mark, key: &mut K, what: &impl Describe, absent: Reason) -> bool {
-    settle(mark, key, what, Some(absent))
+    settle(mark, key, what, Some(absent)).is_some()
 }
 
 #[inline(always)]
-fn settle<K: Key>(mark: &Mark, key: &mut K, what: &impl Describe, absent: Option<Reason>) -> bool {
+fn settle<K: Key>(mark: &Mark, key: &mut K, what: &impl Describe, absent: Option<Reason>) -> Option<u64> {
     let time = now();
     let Some(task) = TASKS.get(mark.slot) else {
-        return refuse(mark, key.action(), Reason::Undecidable, what);
+        return refuse(mark, key.action(), Reason::Undecidable, what).then_some(0);
     };
     if let Some(reason) = over(task, mark.epoch, time) {
-        return refuse(mark, key.action(), reason, what);
+        return refuse(mark, key.action(), reason, what).then_some(0);
     }
-    // Read once: the daemon may change it at any moment, and question and answer must agree.
-    // SAFETY: a field of a live map value.
-    let generation = unsafe { core::ptr::read_volatile(&raw const task.generation) };
+    let generation = generation_of(task);
     key.set_owner(mark, generation);
-    let question = Question { mark, key: &*key, what, generation, time };
+    let question = Question { who: &Caller(mark), key: &*key, what, generation, time };
     let mut outcome = match key.verdict() {
         Some(verdict) if verdict.once == 0 && verdict.not_after >= time => {
             count(Counter::CacheHits);
@@ -215,17 +230,25 @@ fn settle<K: Key>(mark: &Mark, key: &mut K, what: &impl Describe, absent: Option
         _ if task.mode == Mode::Audit.code() => {
             if ask(&question, HELD_AUDIT) {
                 // The daemon writes the record: what would have been decided is for it to say.
-                return true;
+                return Some(0);
             }
             structural(Effect::Deny, Reason::UpcallLost)
         }
         _ => match absent {
-            None => first_contact(&question, task),
+            None => first_contact(&question, mark, task),
             Some(absent) => unheld(&question, task, absent),
         },
     };
     outcome.generation = generation;
-    finish(mark, key.action(), task.mode, &mut outcome, time, what)
+    let go_on = finish(mark, key.action(), task.mode, &mut outcome, time, what);
+    go_on.then_some(if outcome.effect == Effect::Allow { outcome.flow_not_after } else { 0 })
+}
+
+/// Part of every verdict's key. Read once: the daemon may change it at any moment, and question and answer must agree.
+#[inline(always)]
+pub fn generation_of(task: &TaskState) -> u32 {
+    // SAFETY: a field of a live map value.
+    unsafe { core::ptr::read_volatile(&raw const task.generation) }
 }
 
 /// Counts a first contact in, and tells whether the task has had its share of this second. Threads that meet at the turn
@@ -251,19 +274,19 @@ fn by_verdict(verdict: &Verdict, source: Source) -> Outcome {
     // What is not an allow with a known reason is a deny: nothing here is taken on trust.
     let effect = if verdict.effect == Effect::Allow.code() { Effect::Allow } else { Effect::Deny };
     let reason = Reason::from_code(verdict.reason).unwrap_or(Reason::Undecidable);
-    Outcome { effect, reason, source, detail: verdict.detail, generation: 0, latency: 0 }
-}
-
-#[inline(always)]
-fn structural(effect: Effect, reason: Reason) -> Outcome {
-    Outcome { effect, reason, source: Source::Structural, detail: 0, generation: 0, latency: 0 }
+    let (detail, flow_not_after) = (verdict.detail, verdict.flow_not_after);
+    Outcome { effect, reason, source, detail, generation: 0, latency: 0, flow_not_after }
 }
 
 /// Asks the daemon and holds the caller for the answer.
 #[inline(always)]
-fn first_contact<K: Key, D: Describe>(question: &Question<'_, K, D>, task: &TaskState) -> Outcome {
+fn first_contact<K: Key, W: Who, D: Describe>(
+    question: &Question<'_, K, W, D>,
+    mark: &Mark,
+    task: &TaskState,
+) -> Outcome {
     let (Some(settings), Some(usage), Some(holders)) =
-        (SETTINGS.get(0), USAGE.get_ptr_mut(question.mark.slot), TOTALS.get_ptr_mut(HOLDERS))
+        (SETTINGS.get(0), USAGE.get_ptr_mut(mark.slot), TOTALS.get_ptr_mut(HOLDERS))
     else {
         return structural(Effect::Deny, Reason::Undecidable);
     };
@@ -274,7 +297,7 @@ fn first_contact<K: Key, D: Describe>(question: &Question<'_, K, D>, task: &Task
     let outstanding = outstanding_of(usage);
     let before = (add(outstanding, 1), add(holders, 1));
     let busy = before.0 >= i64::from(settings.max_outstanding) || before.1 >= i64::from(settings.max_holders);
-    let outcome = if busy { refused_busy(question) } else { held(question, settings, task) };
+    let outcome = if busy { refused_busy(question) } else { held(question, settings, mark, task) };
     add(holders, -1);
     add(outstanding, -1);
     outcome
@@ -294,7 +317,7 @@ fn daemon_lost(task: &TaskState) -> Outcome {
 
 /// Asks the daemon for the next try, and refuses this one.
 #[inline(always)]
-fn unheld<K: Key, D: Describe>(question: &Question<'_, K, D>, task: &TaskState, absent: Reason) -> Outcome {
+fn unheld<K: Key, W: Who, D: Describe>(question: &Question<'_, K, W, D>, task: &TaskState, absent: Reason) -> Outcome {
     let Some(settings) = SETTINGS.get(0) else { return structural(Effect::Deny, Reason::Undecidable) };
     if is_lost(settings, question.time) {
         return daemon_lost(task);
@@ -328,8 +351,7 @@ pub fn prepare<A: Awaited>(mark: &Mark, awaited: &A) {
         // None of these waits.
         return;
     }
-    // SAFETY: a field of a live map value.
-    let generation = unsafe { core::ptr::read_volatile(&raw const task.generation) };
+    let generation = generation_of(task);
     let mut hold = Hold { key: *awaited, until: time + settings.hold_budget };
     hold.key.set_owner(mark, generation);
     if hold.key.is_there() || too_many(mark.slot, time) {
@@ -343,7 +365,7 @@ pub fn prepare<A: Awaited>(mark: &Mark, awaited: &A) {
     }
     let waits = !busy && settings.hold_budget != 0;
     let held = if waits { HELD_WAITS } else { HELD_REFUSED };
-    if put_question(mark, A::ACTION, generation, time, awaited, held) && waits {
+    if put_question(&Caller(mark), A::ACTION, generation, time, awaited, held) && waits {
         // SAFETY: as in `held`.
         unsafe { bpf_loop(MAX_TURNS, A::TURN as *mut c_void, (&raw mut hold).cast(), 0) };
     }
@@ -358,14 +380,19 @@ pub fn turn_of<A: Awaited>(hold: &Hold<A>) -> i64 {
 }
 
 #[inline(always)]
-fn refused_busy<K: Key, D: Describe>(question: &Question<'_, K, D>) -> Outcome {
+fn refused_busy<K: Key, W: Who, D: Describe>(question: &Question<'_, K, W, D>) -> Outcome {
     count(Counter::Busy);
     ask(question, HELD_REFUSED);
     structural(Effect::Deny, Reason::Busy)
 }
 
 #[inline(always)]
-fn held<K: Key, D: Describe>(question: &Question<'_, K, D>, settings: &Settings, task: &TaskState) -> Outcome {
+fn held<K: Key, W: Who, D: Describe>(
+    question: &Question<'_, K, W, D>,
+    settings: &Settings,
+    mark: &Mark,
+    task: &TaskState,
+) -> Outcome {
     let waits = settings.hold_budget != 0;
     if !ask(question, if waits { HELD_WAITS } else { HELD_REFUSED }) {
         return structural(Effect::Deny, Reason::UpcallLost);
@@ -379,8 +406,8 @@ fn held<K: Key, D: Describe>(question: &Question<'_, K, D>, settings: &Settings,
     let time = now();
     let mut outcome = match question.key.verdict() {
         // A caller that was preempted may come back long after its task is over.
-        _ if over(task, question.mark.epoch, time).is_some() => {
-            structural(Effect::Deny, over(task, question.mark.epoch, time).unwrap_or(Reason::Ended))
+        _ if over(task, mark.epoch, time).is_some() => {
+            structural(Effect::Deny, over(task, mark.epoch, time).unwrap_or(Reason::Ended))
         }
         Some(verdict) if verdict.not_after >= time => {
             if verdict.once != 0 {
@@ -399,12 +426,12 @@ fn held<K: Key, D: Describe>(question: &Question<'_, K, D>, settings: &Settings,
 
 /// Puts a question to the daemon. False if it was lost.
 #[inline(always)]
-fn ask<K: Key, D: Describe>(question: &Question<'_, K, D>, held: u8) -> bool {
-    put_question(question.mark, question.key.action(), question.generation, question.time, question.what, held)
+fn ask<K: Key, W: Who, D: Describe>(question: &Question<'_, K, W, D>, held: u8) -> bool {
+    put_question(question.who, question.key.action(), question.generation, question.time, question.what, held)
 }
 
 #[inline(always)]
-fn put_question(mark: &Mark, action: Action, generation: u32, time: u64, what: &impl Describe, held: u8) -> bool {
+fn put_question(who: &impl Who, action: Action, generation: u32, time: u64, what: &impl Describe, held: u8) -> bool {
     let Some(mut entry) = UPCALLS.reserve_untyped::<Ask>(0) else {
         count(Counter::UpcallRingFull);
         return false;
@@ -412,7 +439,7 @@ fn put_question(mark: &Mark, action: Action, generation: u32, time: u64, what: &
     let event = zeroed(&mut entry);
     (event.kind, event.action, event.held) = (KIND_ASK, action.code(), held);
     (event.generation, event.time) = (generation, time);
-    current::describe(mark, &mut event.actor);
+    who.describe(&mut event.actor);
     what.describe(&mut event.object);
     entry.submit(0);
     count(Counter::Upcalls);

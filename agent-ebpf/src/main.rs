@@ -11,6 +11,8 @@ mod instance;
 mod maps;
 mod offsets;
 mod record;
+mod sock;
+mod ticket;
 
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {

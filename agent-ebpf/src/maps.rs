@@ -3,9 +3,10 @@
 use agent_common::Counter;
 use agent_common::maps::{
     ConnectKey, FileKey, LEARNED_FILES, Learned, MAX_CONNECT, MAX_PROCESSES, MAX_ROWS, MAX_SECRETS, MAX_TASKS,
-    MAX_UNIX_ASKED, MAX_UNIX_NAMES, Mark, RowKey, Settings, SocketLabel, TaskState, UnixName, Usage, Verdict,
+    MAX_TRANSLATIONS, MAX_UNIX_ASKED, MAX_UNIX_NAMES, Mark, RowKey, Settings, SocketLabel, TaskState, UnixName, Usage,
+    Verdict,
 };
-use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 
 /// tgid -> mark. Written by the daemon (first process of a task) and by the lineage programs; read by every program.
@@ -78,6 +79,15 @@ pub static RECORDS: RingBuf<[u8; 0], { 4 * 1024 * 1024 }> = RingBuf::new();
 /// One counter per named cause.
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { Counter::ALL.len() }> = PerCpuArray::new();
+
+/// Addresses (IPv4 as IPv4-mapped) that tasks connect to and that the host translates -> the operator's translation. Written by
+/// the daemon when it starts, which refuses more than fit; read by `egress`.
+#[btf_map]
+pub static TRANSLATE_FROM: LpmTrie<[u8; 16], u32, { MAX_TRANSLATIONS as usize }> = LpmTrie::new();
+
+/// Addresses that packets then leave for -> the operator's translation. As `TRANSLATE_FROM`.
+#[btf_map]
+pub static TRANSLATE_TO: LpmTrie<[u8; 16], u32, { MAX_TRANSLATIONS as usize }> = LpmTrie::new();
 
 /// The label of a socket. Written by `sock_create`, cloned to accepted sockets by the kernel; read by the network programs.
 #[btf_map]

@@ -42,6 +42,10 @@ offsets! {
     unix_sock__peer
     unix_address__len
     unix_address__name
+    sock_common__skc_num
+    sock_common__skc_rcv_saddr
+    sock_common__skc_v6_rcv_saddr
+    sock__sk_protocol
 }
 
 /// Reads a member of a kernel struct.

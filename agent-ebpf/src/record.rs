@@ -30,6 +30,15 @@ pub struct Outcome {
     pub generation: u32,
     /// Nanoseconds.
     pub latency: u32,
+    /// Until when packets may follow without another look, boot clock, nanoseconds; 0 asks for each.
+    pub flow_not_after: u64,
+}
+
+/// An outcome without a verdict behind it.
+#[inline(always)]
+pub const fn structural(effect: Effect, reason: Reason) -> Outcome {
+    let source = Source::Structural;
+    Outcome { effect, reason, source, detail: 0, generation: 0, latency: 0, flow_not_after: 0 }
 }
 
 /// A ring entry, all zero, to be filled in.

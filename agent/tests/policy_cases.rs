@@ -73,6 +73,8 @@ struct Case {
     connect: Option<Connect>,
     /// Labels of whoever listens on a unix socket.
     connect_unix: Option<Vec<Label>>,
+    /// Where to listen, as `connect` says where to.
+    listen: Option<Connect>,
     #[serde(default = "monday_morning")]
     at: Timestamp,
     expect: Expect,
@@ -163,17 +165,24 @@ fn intent(path: &[String]) -> IntentFacts {
 
 impl Case {
     fn class(&self, policies: &Policies) -> Class {
-        match (&self.read, &self.connect, &self.connect_unix) {
-            (None, None, Some(labels)) => policies.unix_class(&Arc::new(labels.iter().cloned().collect())),
-            (Some(labels), None, None) => policies.secret_class(&Arc::new(labels.iter().cloned().collect())),
-            (None, Some(connect), None) => policies.endpoint_class(&Endpoint {
-                protocol: connect.protocol.unwrap_or(Protocol::Tcp),
-                address: connect.to.ip(),
-                port: connect.to.port(),
-                hosts: Arc::new(connect.hosts.clone()),
-                labels: Arc::new(connect.labels.iter().cloned().collect()),
-            }),
-            _ => panic!("`{}` asks for one of `read`, `connect` and `connectUnix`", self.name),
+        match (&self.read, &self.connect, &self.listen, &self.connect_unix) {
+            (None, None, None, Some(labels)) => policies.unix_class(&Arc::new(labels.iter().cloned().collect())),
+            (Some(labels), None, None, None) => policies.secret_class(&Arc::new(labels.iter().cloned().collect())),
+            (None, Some(connect), None, None) => policies.endpoint_class(&connect.endpoint()),
+            (None, None, Some(listen), None) => policies.listen_class(&listen.endpoint()),
+            _ => panic!("`{}` asks for one of `read`, `connect`, `listen` and `connectUnix`", self.name),
+        }
+    }
+}
+
+impl Connect {
+    fn endpoint(&self) -> Endpoint {
+        Endpoint {
+            protocol: self.protocol.unwrap_or(Protocol::Tcp),
+            address: self.to.ip(),
+            port: self.to.port(),
+            hosts: Arc::new(self.hosts.clone()),
+            labels: Arc::new(self.labels.iter().cloned().collect()),
         }
     }
 }

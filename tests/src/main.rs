@@ -11,6 +11,7 @@ mod input;
 mod kinds;
 mod lifecycle;
 mod lineage;
+mod listen;
 mod namespaces;
 mod net;
 mod outlive;
@@ -54,6 +55,7 @@ fn all() -> Vec<Test> {
         net::tests(),
         kinds::tests(),
         foreign::tests(),
+        listen::tests(),
         lineage::tests(),
         namespaces::tests(),
         secrets::tests(),

@@ -1,7 +1,9 @@
 //! One file per thing guarded. Each hook is thin: find the mark, name the object, let `decide` answer.
 
 mod file;
-mod net;
+mod listen;
+pub mod net;
 mod process;
 mod socket;
 mod unix;
+mod wire;

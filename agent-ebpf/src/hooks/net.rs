@@ -6,14 +6,16 @@
 use agent_common::event::Object;
 use agent_common::maps::{ConnectKey, FAMILY_V4, FAMILY_V6};
 use agent_common::{Action, Reason};
+use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use bytemuck::Zeroable;
 
 use crate::current;
-use crate::decide::{self, decide};
+use crate::decide::{self, decide_flow};
 use crate::maps::LABELS;
 use crate::record::Describe;
+use crate::ticket;
 
 const ALLOW: i32 = 1;
 const DENY: i32 = 0;
@@ -67,13 +69,19 @@ fn guard(ctx: &SockAddrContext, family: u8, source: u32) -> i32 {
     let what = Destination(key);
     // SAFETY: as above.
     let protocol = unsafe { (*ctx.sock_addr).protocol };
-    let ours = LABELS.get(socket.cast()).is_some_and(|label| label.slot == mark.slot && label.epoch == mark.epoch);
-    let go_on = if protocol != IPPROTO_TCP && protocol != IPPROTO_UDP {
-        decide::refuse(&mark, Action::Connect, Reason::UnsupportedPath, &what)
-    } else if !ours {
-        decide::refuse(&mark, Action::Connect, Reason::ForeignSocket, &what)
-    } else {
-        decide(&mark, &mut key, &what)
+    let label = LABELS.get(socket.cast()).filter(|label| label.slot == mark.slot && label.epoch == mark.epoch);
+    let go_on = match label {
+        _ if protocol != IPPROTO_TCP && protocol != IPPROTO_UDP => {
+            decide::refuse(&mark, Action::Connect, Reason::UnsupportedPath, &what)
+        }
+        None => decide::refuse(&mark, Action::Connect, Reason::ForeignSocket, &what),
+        Some(label) => match decide_flow(&mark, &mut key, &what) {
+            Some(not_after) => {
+                ticket::write(label, &key, not_after);
+                true
+            }
+            None => false,
+        },
     };
     if go_on { ALLOW } else { DENY }
 }
@@ -102,6 +110,35 @@ fn destination(ctx: &SockAddrContext, family: u8, source: u32) -> ConnectKey {
         }
     }
     key
+}
+
+/// Fills in where a socket is bound, to be asked about as a place to listen at. The unspecified address stays what it is.
+#[inline(always)]
+pub fn listener(key: &mut ConnectKey, socket: *const bpf_sock) {
+    key.action = Action::Listen.code();
+    // SAFETY: fields of the socket, whose type the verifier knows; the address one word at a time, as above.
+    unsafe {
+        key.port = core::ptr::read_volatile(&raw const (*socket).src_port) as u16;
+        if core::ptr::read_volatile(&raw const (*socket).family) == u32::from(FAMILY_V4) {
+            key.family = FAMILY_V4;
+            key.address = bytemuck::cast([core::ptr::read_volatile(&raw const (*socket).src_ip4), 0, 0, 0]);
+        } else {
+            let a = core::ptr::read_volatile(&raw const (*socket).src_ip6[0]);
+            let b = core::ptr::read_volatile(&raw const (*socket).src_ip6[1]);
+            let c = core::ptr::read_volatile(&raw const (*socket).src_ip6[2]);
+            let d = core::ptr::read_volatile(&raw const (*socket).src_ip6[3]);
+            set_bound_v6(key, [a, b, c, d]);
+        }
+    }
+}
+
+/// IPv4-mapped as IPv4; nothing else is changed.
+#[inline(always)]
+pub fn set_bound_v6(key: &mut ConnectKey, words: [u32; 4]) {
+    let [a, b, c, d] = words;
+    let mapped = a == 0 && b == 0 && c == u32::from_be(0xffff);
+    key.family = if mapped { FAMILY_V4 } else { FAMILY_V6 };
+    key.address = bytemuck::cast(if mapped { [d, 0, 0, 0] } else { words });
 }
 
 /// `word` and `source` are in network byte order.

@@ -1,19 +1,18 @@
-//! Sockets: which kinds a marked process may make, the label that they carry, and the end of what they send.
+//! Sockets: which kinds a marked process may make, and the label that they carry.
 
 use agent_common::event::{Actor, Object};
-use agent_common::maps::{ConnectKey, FAMILY_V4, FAMILY_V6, Mark, SocketLabel, TaskState};
-use agent_common::{Action, Counter, Effect, Mode, Reason, Source, TaskStatus};
+use agent_common::maps::{Mark, SocketLabel};
+use agent_common::{Action, Counter, Reason};
 use aya_ebpf::EbpfContext;
-use aya_ebpf::macros::{cgroup_skb, cgroup_sock, lsm};
-use aya_ebpf::programs::{LsmContext, SkBuffContext, SockContext};
+use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
+use aya_ebpf::macros::{cgroup_sock, lsm};
+use aya_ebpf::programs::{LsmContext, SockContext};
 use bytemuck::Zeroable;
 
 use crate::current;
 use crate::decide;
-use crate::hooks::net::Destination;
-use crate::instance;
 use crate::maps::{LABELS, TASKS, count};
-use crate::record::{self, Describe, Outcome, Who};
+use crate::record::{Describe, Who};
 
 const ALLOW: i32 = 1;
 const DENY: i32 = 0;
@@ -43,12 +42,23 @@ impl Describe for Socket {
 }
 
 /// Whoever made a socket.
-struct Maker<'a>(&'a SocketLabel);
+pub struct Maker {
+    slot: u32,
+    epoch: u32,
+    tgid: u32,
+}
 
-impl Who for Maker<'_> {
+impl Maker {
+    #[inline(always)]
+    pub fn of(label: &SocketLabel) -> Self {
+        Self { slot: label.slot, epoch: label.epoch, tgid: label.tgid }
+    }
+}
+
+impl Who for Maker {
     #[inline(always)]
     fn describe(&self, actor: &mut Actor) {
-        (actor.slot, actor.epoch, actor.tgid) = (self.0.slot, self.0.epoch, self.0.tgid);
+        (actor.slot, actor.epoch, actor.tgid) = (self.slot, self.epoch, self.tgid);
     }
 }
 
@@ -69,7 +79,10 @@ pub fn sock_create(ctx: SockContext) -> i32 {
     if !go_on {
         return DENY;
     }
-    let mut label = SocketLabel { slot: mark.slot, epoch: mark.epoch, tgid: current::tgid(), ..SocketLabel::zeroed() };
+    // SAFETY: the helper takes the program's own context.
+    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    let tgid = current::tgid();
+    let mut label = SocketLabel { slot: mark.slot, epoch: mark.epoch, tgid, netns, ..SocketLabel::zeroed() };
     if !LABELS.set(ctx.as_ptr(), &mut label) {
         count(Counter::LabelFailed);
         return DENY;
@@ -103,86 +116,4 @@ pub fn socket_create(ctx: LsmContext) -> i32 {
     let Some(mark) = current::lsm_task_mark() else { return 0 };
     let what = Socket { family: family as u32, kind: kind as u32, protocol: protocol as u32 };
     if decide::refuse(&mark, Action::Socket, Reason::UnsupportedPath, &what) { 0 } else { -EPERM }
-}
-
-/// `net/ipv4/ip_output.c: ip_finish_output`, `net/ipv6/ip6_output.c`: nothing leaves a labelled socket whose task is over.
-///
-/// The calling process says nothing here: retransmissions run in soft interrupts. The label does.
-#[cgroup_skb]
-pub fn egress(ctx: SkBuffContext) -> i32 {
-    // SAFETY: `sk` is a field of the program's context.
-    let socket = unsafe { (*ctx.skb.skb).__bindgen_anon_2.sk };
-    if socket.is_null() {
-        return ALLOW;
-    }
-    let Some(label) = LABELS.get(socket.cast()) else { return ALLOW };
-    if !instance::acts() {
-        return ALLOW;
-    }
-    let time = decide::now();
-    let (reason, mode) = match TASKS.get(label.slot) {
-        Some(task) => match decide::over(task, label.epoch, time) {
-            None => return ALLOW,
-            Some(_) if drains(&ctx, task, label, time) => return ALLOW,
-            Some(reason) => (reason, if task.epoch == label.epoch { task.mode } else { Mode::Enforce.code() }),
-        },
-        None => (Reason::Undecidable, Mode::Enforce.code()),
-    };
-    drop_packet(&ctx, label, reason, mode, time)
-}
-
-/// Whether this is what a connection of a task that has just ended may still send: nobody is left who could write more,
-/// and a new connection by somebody who was given the socket is none of that.
-#[inline(always)]
-fn drains(ctx: &SkBuffContext, task: &TaskState, label: &SocketLabel, time: u64) -> bool {
-    let draining = task.status == TaskStatus::Draining.code() && task.epoch == label.epoch && time < task.deadline;
-    draining && is_tcp_without_syn(ctx)
-}
-
-#[inline(always)]
-fn is_tcp_without_syn(ctx: &SkBuffContext) -> bool {
-    const SYN: u8 = 2;
-    let first: u8 = ctx.load(0).unwrap_or(0);
-    let (protocol, header) = if first >> 4 == 4 {
-        (ctx.load::<u8>(9).unwrap_or(0), usize::from(first & 0xf) * 4)
-    } else {
-        // Extension headers would come before TCP's: such a packet is none of a plain connection's.
-        (ctx.load::<u8>(6).unwrap_or(0), 40)
-    };
-    protocol == IPPROTO_TCP as u8 && ctx.load::<u8>(header + 13).is_ok_and(|flags| flags & SYN == 0)
-}
-
-#[inline(always)]
-fn drop_packet(ctx: &SkBuffContext, label: &mut SocketLabel, reason: Reason, mode: u32, time: u64) -> i32 {
-    let (verdict, effect) = if mode == Mode::Audit.code() { (ALLOW, Effect::WouldDeny) } else { (DENY, Effect::Deny) };
-    if verdict == DENY {
-        count(Counter::PacketsDropped);
-    }
-    if label.drop_recorded == 0 {
-        label.drop_recorded = 1;
-        let what = Destination(packet_destination(ctx, label));
-        let outcome = Outcome { effect, reason, source: Source::Structural, detail: 0, generation: 0, latency: 0 };
-        record::decided(Action::Send, &outcome, time, &Maker(label), &what);
-    }
-    verdict
-}
-
-/// Where the packet goes, read off its own header; the program's data begins at the network header.
-#[inline(always)]
-fn packet_destination(ctx: &SkBuffContext, label: &SocketLabel) -> ConnectKey {
-    let mut key = ConnectKey { slot: label.slot, epoch: label.epoch, ..ConnectKey::zeroed() };
-    let first: u8 = ctx.load(0).unwrap_or(0);
-    if first >> 4 == 4 {
-        key.family = FAMILY_V4;
-        key.protocol = ctx.load(9).unwrap_or(0);
-        let address: u32 = ctx.load(16).unwrap_or(0);
-        key.address = bytemuck::cast([address, 0, 0, 0]);
-        key.port = u16::from_be(ctx.load(usize::from(first & 0xf) * 4 + 2).unwrap_or(0));
-    } else {
-        key.family = FAMILY_V6;
-        key.protocol = ctx.load(6).unwrap_or(0);
-        key.address = ctx.load(24).unwrap_or([0; 16]);
-        key.port = u16::from_be(ctx.load(42).unwrap_or(0));
-    }
-    key
 }

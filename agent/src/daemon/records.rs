@@ -1,5 +1,6 @@
 //! From what the kernel and the decision threads say to records.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -12,7 +13,7 @@ use super::snapshot::address;
 use super::state::Daemon;
 use super::threads::{Note, effect_of};
 use crate::domain::resource::canonical;
-use crate::domain::{Effect, Protocol, Reason, Source};
+use crate::domain::{self, Effect, Protocol, Reason, Source};
 use crate::process::{Lineage, snapshot};
 use crate::record::{Cause, Decision, Event, PolicyNote, Process, ProcessEvent, Resource, Shadow, UNKNOWN_UID};
 
@@ -197,7 +198,8 @@ impl Daemon {
     fn resource(&self, note: &Note) -> Resource {
         let object = &note.object;
         match note.action {
-            Action::Connect | Action::Send | Action::Listen | Action::Resolve | Action::Receive => self.endpoint(note),
+            Action::Connect | Action::Send | Action::Resolve | Action::Receive => self.endpoint(note),
+            Action::Listen => endpoint_shown(object, self.shared.snapshot.load().listener(&object.connect)),
             Action::ConnectUnix => self.unix(object),
             Action::Use => facility(object),
             Action::Read => self.secret(object),
@@ -213,18 +215,7 @@ impl Daemon {
         let key = &note.object.connect;
         let snapshot = self.shared.snapshot.load();
         let hosts = snapshot.hosts((note.actor.slot, note.actor.epoch), key, note.time);
-        match snapshot.endpoint(key, hosts) {
-            Some(endpoint) => Resource::from(&endpoint),
-            // A protocol that policy has no word for: refused, and shown as far as it can be.
-            None => Resource::Endpoint {
-                address: canonical(address(key)),
-                port: key.port,
-                protocol: if key.protocol == Protocol::Udp.number() { Protocol::Udp } else { Protocol::Tcp },
-                hosts: Arc::default(),
-                labels: Arc::default(),
-                decided: None,
-            },
-        }
+        endpoint_shown(&note.object, snapshot.endpoint(key, hosts))
     }
 
     fn unix(&self, object: &Object) -> Resource {
@@ -273,6 +264,28 @@ fn owner(lineage: &Lineage, tgid: u32) -> (u32, u64, Option<Arc<str>>) {
         return (known.uid, known.cgroup, known.cgroup_path.clone());
     }
     snapshot(tgid).map_or((UNKNOWN_UID, 0, None), |facts| (facts.uid, 0, facts.cgroup))
+}
+
+fn endpoint_shown(object: &Object, endpoint: Option<domain::Endpoint>) -> Resource {
+    let key = &object.connect;
+    let mut shown = match endpoint {
+        Some(endpoint) => Resource::from(&endpoint),
+        // A protocol that policy has no word for: refused, and shown as far as it can be.
+        None => Resource::Endpoint {
+            address: canonical(address(key)),
+            port: key.port,
+            protocol: if key.protocol == Protocol::Udp.number() { Protocol::Udp } else { Protocol::Tcp },
+            hosts: Arc::default(),
+            labels: Arc::default(),
+            decided: None,
+        },
+    };
+    if let Resource::Endpoint { decided, .. } = &mut shown
+        && object.decided.family != 0
+    {
+        *decided = Some(SocketAddr::new(address(&object.decided).to_canonical(), object.decided.port));
+    }
+    shown
 }
 
 /// As `ss(8)` shows it: abstract names begin with `@`.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use agent_common::event::{Actor, Ask, HELD_AUDIT, HELD_WAITS};
+use agent_common::event::{Actor, Ask, HELD_AUDIT, HELD_WAITS, HELD_WIRE};
 use agent_common::maps::{ConnectKey, RowKey, SLOT_DAEMON, Settings, TaskState, Verdict};
 use agent_common::{Action, Event, TaskStatus};
 use arc_swap::ArcSwap;
@@ -201,10 +201,10 @@ fn answer(shared: &Shared, maps: &mut Maps, rows: &mut Rows<Class>, snapshot: &S
     let mut answer = decide(rows, snapshot, ask, &known.hosts, now);
     // Connections that are established outlive the name under which they were opened.
     answer.verdict.not_after = answer.verdict.not_after.min(known.until);
-    // An answer for one question is put down only where somebody waits for it.
+    // An answer for one question is put down only where somebody waits for it, or a flow does.
     if ask.action == Action::ConnectUnix.code() {
         unix::put(maps, snapshot, ask, answer.verdict);
-    } else if answer.verdict.once == 0 || ask.held == HELD_WAITS {
+    } else if answer.verdict.once == 0 || matches!(ask.held, HELD_WAITS | HELD_WIRE) {
         put(maps, ask, answer.verdict);
     }
     if ask.held == HELD_AUDIT {
@@ -270,8 +270,10 @@ fn task_key(slot: u32, epoch: u32, task: &Known) -> TaskKey {
 
 fn missing(now: Instant) -> Answer {
     let decision = Arc::new(undecided(Reason::MissingEntity));
+    let not_after = now.boot.saturating_add(PATIENCE);
     let verdict = Verdict {
-        not_after: now.boot.saturating_add(PATIENCE),
+        not_after,
+        flow_not_after: not_after,
         effect: decision.effect.code(),
         reason: decision.reason.code(),
         once: 1,

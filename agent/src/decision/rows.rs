@@ -125,8 +125,9 @@ impl Row {
     }
 }
 
+/// What was opened by an answer for one question may go on under the generation that gave it.
 fn once(decision: Arc<Decision>, detail: u32, not_after: u64) -> Answer {
-    let verdict = verdict(&decision, detail, not_after, 1);
+    let verdict = Verdict { flow_not_after: u64::MAX, ..verdict(&decision, detail, not_after, 1) };
     Answer { decision, verdict }
 }
 
@@ -188,6 +189,7 @@ mod tests {
         let judge = Fixed(Lifetime::Ask, Cell::new(0));
         let answer = Rows::new(Arc::default(), 20).answer(&judge, TASK, 7, NOW);
         assert_eq!((answer.verdict.once, answer.verdict.not_after), (1, NOW.boot + 20_000_000));
+        assert_eq!(answer.verdict.flow_not_after, u64::MAX, "what it opened goes on");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fs::File;
 use aya::programs::links::{FdLink, LinkError};
 use aya::programs::{
     BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, Lsm, Program,
-    ProgramError,
+    ProgramError, SockOps,
 };
 use aya::{Btf, Ebpf};
 
@@ -32,8 +32,12 @@ pub enum Guard {
     Sendmsg4,
     /// IPv6 datagrams of unconnected sockets.
     Sendmsg6,
-    /// Packets of tasks that are over.
+    /// Packets of tasks that are over, and those that leave for where nothing was decided.
     Egress,
+    /// Asks ahead for sockets that listen.
+    Listening,
+    /// Waiting for connections (BPF LSM).
+    SocketListen,
     /// Opening secret files (BPF LSM).
     FileOpen,
     /// Labels unix sockets (BPF LSM).
@@ -57,7 +61,7 @@ enum Kind {
 
 impl Guard {
     /// Every guard in the order of attaching: lineage and labels before what relies on them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::Exit,
         Self::TaskAlloc,
         Self::Fork,
@@ -69,6 +73,8 @@ impl Guard {
         Self::Sendmsg4,
         Self::Sendmsg6,
         Self::Egress,
+        Self::Listening,
+        Self::SocketListen,
         Self::FileOpen,
         Self::UnixLabel,
         Self::UnixConnect,
@@ -91,6 +97,8 @@ impl Guard {
             Self::Sendmsg4 => "sendmsg4",
             Self::Sendmsg6 => "sendmsg6",
             Self::Egress => "egress",
+            Self::Listening => "listening",
+            Self::SocketListen => "socket_listen",
             Self::FileOpen => "file_open",
             Self::UnixLabel => "unix_label",
             Self::UnixConnect => "unix_connect",
@@ -117,6 +125,7 @@ impl Guard {
             Self::Fork | Self::Exec | Self::Exit => Kind::TracePoint,
             Self::TaskAlloc
             | Self::SocketCreate
+            | Self::SocketListen
             | Self::FileOpen
             | Self::UnixLabel
             | Self::UnixConnect
@@ -206,6 +215,7 @@ fn attach_cgroup(program: &mut Program, cgroup: &File) -> Result<FdLink, Program
         Program::CgroupSock(program) => attach_sock(program, cgroup),
         Program::CgroupSockAddr(program) => attach_sock_addr(program, cgroup),
         Program::CgroupSkb(program) => attach_skb(program, cgroup),
+        Program::SockOps(program) => attach_sock_ops(program, cgroup),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
 }
@@ -225,6 +235,12 @@ fn attach_sock_addr(program: &mut CgroupSockAddr, cgroup: &File) -> Result<FdLin
 fn attach_skb(program: &mut CgroupSkb, cgroup: &File) -> Result<FdLink, ProgramError> {
     program.load()?;
     let id = program.attach(cgroup, CgroupSkbAttachType::Egress, MODE)?;
+    as_link(FdLink::try_from(program.take_link(id)?))
+}
+
+fn attach_sock_ops(program: &mut SockOps, cgroup: &File) -> Result<FdLink, ProgramError> {
+    program.load()?;
+    let id = program.attach(cgroup, MODE)?;
     as_link(FdLink::try_from(program.take_link(id)?))
 }
 

@@ -3,7 +3,7 @@
 use super::btf::{Btf, BtfError};
 
 /// Globals of `agent-ebpf/src/offsets.rs`, each named `STRUCT__MEMBER`.
-const NAMES: [&str; 28] = [
+const NAMES: [&str; 32] = [
     "task_struct__pid",
     "task_struct__tgid",
     "task_struct__start_boottime",
@@ -32,6 +32,10 @@ const NAMES: [&str; 28] = [
     "unix_sock__peer",
     "unix_address__len",
     "unix_address__name",
+    "sock_common__skc_num",
+    "sock_common__skc_rcv_saddr",
+    "sock_common__skc_v6_rcv_saddr",
+    "sock__sk_protocol",
 ];
 
 /// Each global's name and value.

@@ -124,6 +124,10 @@ permit (principal, action == Action::"connect_unix", resource) when { resource i
 @id("test/unix-shut")
 forbid (principal, action == Action::"connect_unix", resource in Label::"net/unix/test/shut");
 
+@id("test/listen")
+permit (principal, action == Action::"listen", resource)
+when { resource in Label::"net/loopback" || resource in principal.mayConnect };
+
 @id("test/start")
 permit (principal, action in [Action::"start", Action::"delegate"], resource);
 

@@ -6,6 +6,7 @@
 mod files;
 mod flow;
 mod lineage;
+mod listen;
 mod net;
 mod process;
 mod scan;
@@ -26,6 +27,7 @@ struct State {
     flow: Option<std::os::fd::OwnedFd>,
     /// Unix sockets that are bound, and stay so.
     bound: Vec<std::os::fd::OwnedFd>,
+    listener: Option<std::net::TcpListener>,
 }
 
 fn main() {
@@ -57,6 +59,7 @@ fn say(outcome: Attempt) {
 fn attempt(state: &mut State, words: &[&str]) -> Attempt {
     let found = net::attempt(words).or_else(|| sockets::attempt(words)).or_else(|| unix::attempt(state, words));
     let found = found.or_else(|| files::attempt(words)).or_else(|| flow::attempt(state, words));
+    let found = found.or_else(|| listen::attempt(state, words));
     found.unwrap_or_else(|| {
         eprintln!("writ-probe: `{}` is no action", words.join(" "));
         std::process::exit(64)

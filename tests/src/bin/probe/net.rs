@@ -113,11 +113,16 @@ pub(super) fn set_option(fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) 
 fn again(first: &str, then: &str) -> Attempt {
     let fd = socket_for(address(first), libc::SOCK_STREAM)?;
     say(connect(&fd, address(first)));
+    dissolve(&fd)?;
+    connect(&fd, address(then))
+}
+
+/// connect(2) to no address: the socket is connected to nothing any more.
+pub(super) fn dissolve(fd: &OwnedFd) -> Attempt {
     let nowhere = libc::sockaddr { sa_family: libc::AF_UNSPEC as libc::sa_family_t, sa_data: [0; 14] };
     let size = size_of::<libc::sockaddr>() as libc::socklen_t;
     // SAFETY: the kernel reads `size` bytes of a live address.
-    Errno::result(unsafe { libc::connect(fd.as_raw_fd(), &raw const nowhere, size) })?;
-    connect(&fd, address(then))
+    Errno::result(unsafe { libc::connect(fd.as_raw_fd(), &raw const nowhere, size) }).map(drop)
 }
 
 fn udp(to: &str) -> Attempt {
