@@ -8,6 +8,7 @@ pub mod config;
 pub mod daemon;
 pub mod decision;
 pub mod domain;
+pub mod flow;
 pub mod kernel;
 pub mod names;
 pub mod policy;

@@ -102,7 +102,8 @@ fn socket_of(session: &mut Session, world: &World, kind: &str) -> Result<OwnedFd
     Ok(fd)
 }
 
-fn receive(unix: &UnixStream) -> Result<OwnedFd> {
+/// The descriptor that comes over a unix socket.
+pub(crate) fn receive(unix: &UnixStream) -> Result<OwnedFd> {
     unix.set_read_timeout(Some(bound(10)))?;
     let mut byte = [0];
     let mut slices = [IoSliceMut::new(&mut byte)];

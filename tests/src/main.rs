@@ -5,6 +5,7 @@
 
 mod egress;
 mod flood;
+mod flows;
 mod foreign;
 mod harness;
 mod input;
@@ -62,11 +63,13 @@ fn all() -> Vec<Test> {
         policy::tests(),
         lifecycle::tests(),
         egress::tests(),
+        flows::tests(),
         records::tests(),
         flood::tests(),
         unix::tests(),
         // Each with daemons of its own.
         reload::tests(),
+        flows::own_tests(),
         stopped::tests(),
         outlive::tests(),
         lineage::own_tests(),

@@ -18,7 +18,9 @@ use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 use tokio_stream::Stream;
 
-use super::types::{ErrorBody, LabelsView, OpenTask, ReloadView, StatusView, TaskView, TasksView};
+use super::types::{
+    ErrorBody, LabelsView, OpenTask, ReloadView, StatusView, TaskView, TasksView, WhoisQuery, WhoisView,
+};
 
 /// How long to wait for an answer: longer than the server gives its loop.
 const ANSWER_LIMIT: Duration = Duration::from_secs(15);
@@ -124,6 +126,16 @@ impl Client {
     /// [`ClientError`].
     pub async fn labels(&self) -> Result<LabelsView, ClientError> {
         self.get("/v1/labels").await
+    }
+
+    /// Who has a connection.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn whois(&self, query: &WhoisQuery) -> Result<WhoisView, ClientError> {
+        // An address has no letter that a query would need escaped.
+        let local = query.local.map(|local| format!("local={local}&")).unwrap_or_default();
+        self.get(&format!("/v1/whois?{local}remote={}&protocol={}", query.remote, query.protocol.as_str())).await
     }
 
     /// Makes the daemon read policies, registry and catalogues again.

@@ -2,7 +2,9 @@
 
 use tokio::sync::oneshot;
 
-use super::types::{ErrorBody, LabelsView, OpenTask, ReloadView, StatusView, TaskView, TasksView};
+use super::types::{
+    ErrorBody, LabelsView, OpenTask, ReloadView, StatusView, TaskView, TasksView, WhoisQuery, WhoisView,
+};
 
 /// Where the loop puts its answer.
 ///
@@ -59,6 +61,13 @@ pub enum Command {
     Labels {
         /// The answer.
         reply: Reply<LabelsView>,
+    },
+    /// Who has a connection.
+    Whois {
+        /// Which connection.
+        query: WhoisQuery,
+        /// The agent and what it is about.
+        reply: Reply<WhoisView>,
     },
     /// Read policies, registry and catalogues again.
     Reload {

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, Extension, Path, Request, State};
+use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, Extension, Path, Query, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::stream::Records;
-use super::types::{ErrorBody, ErrorCode, OpenTask};
+use super::types::{ErrorBody, ErrorCode, OpenTask, WhoisQuery, WhoisView};
 use super::{Command, Peer, Reply};
 
 /// Largest request body, bytes.
@@ -42,6 +42,7 @@ pub(super) fn router(shared: Shared) -> Router {
         .route("/v1/tasks/{id}/revoke", post(revoke_task))
         .route("/v1/status", get(status))
         .route("/v1/labels", get(labels))
+        .route("/v1/whois", get(whois))
         .route("/v1/reload", post(reload))
         .route("/v1/records", get(records))
         .fallback(no_route)
@@ -93,6 +94,14 @@ async fn status(State(shared): State<Shared>) -> Answer<super::types::StatusView
 
 async fn labels(State(shared): State<Shared>) -> Answer<super::types::LabelsView> {
     ask(&shared, |reply| Command::Labels { reply }).await
+}
+
+async fn whois(State(shared): State<Shared>, query: Result<Query<WhoisQuery>, QueryRejection>) -> Answer<WhoisView> {
+    let Query(query) = query.map_err(|error| {
+        let message = format!("the request's query is not what this route takes: {}", error.body_text());
+        ErrorBody::new(ErrorCode::BadRequest, message, "give `local` and `remote` as ADDRESS:PORT")
+    })?;
+    ask(&shared, |reply| Command::Whois { query, reply }).await
 }
 
 async fn reload(State(shared): State<Shared>) -> Answer<super::types::ReloadView> {

@@ -95,6 +95,17 @@ async fn answer(mut inbox: mpsc::Receiver<Command>, seen: mpsc::UnboundedSender<
             Command::ListTasks { reply } => drop(reply.send(Ok(TasksView { tasks: vec![task()] }))),
             Command::Status { reply } => drop(reply.send(Ok(status()))),
             Command::Labels { reply } => drop(reply.send(Ok(labels()))),
+            Command::Whois { query, reply } => {
+                let view = WhoisView { protocol: query.protocol, peer: query.remote, ..whois() };
+                drop(
+                    reply.send(
+                        query
+                            .local
+                            .map(|address| WhoisView { address, ..view })
+                            .ok_or_else(|| ErrorBody::new(ErrorCode::AmbiguousConnection, "several", "name both ends")),
+                    ),
+                );
+            }
             Command::Reload { reply } => drop(reply.send(Ok(ReloadView { generation: 2, policies: 5 }))),
         }
     }
@@ -156,6 +167,18 @@ pub(crate) fn labels() -> LabelsView {
     LabelsView { read: vec!["secret/npm".into()], connect: vec!["net/dns".into(), "net/loopback".into()] }
 }
 
+pub(crate) fn whois() -> WhoisView {
+    WhoisView {
+        protocol: crate::domain::Protocol::Tcp,
+        side: Side::Remote,
+        address: "10.0.0.9:40412".parse().unwrap(),
+        peer: "10.0.0.5:443".parse().unwrap(),
+        mark: 0x2_0000,
+        process: Some(ProcessView { pid: 42, exe: Some("/usr/bin/curl".into()), comm: "curl".into(), uid: 1000 }),
+        task: task(),
+    }
+}
+
 fn request() -> OpenTask {
     OpenTask {
         agent: "coder".into(),
@@ -191,6 +214,11 @@ async fn each_call_reaches_the_loop_and_brings_its_answer_back() {
     assert_eq!(client.status().await.unwrap(), status());
     assert_eq!(client.labels().await.unwrap(), labels());
     assert_eq!(client.reload().await.unwrap(), ReloadView { generation: 2, policies: 5 });
+    let protocol = crate::domain::Protocol::Udp;
+    let query = WhoisQuery { local: Some("[2001:db8::1]:80".parse().unwrap()), remote: whois().peer, protocol };
+    let found = client.whois(&query).await.unwrap();
+    assert_eq!((Some(found.address), found.peer, found.protocol), (query.local, query.remote, protocol));
+    assert!(client.whois(&WhoisQuery { local: None, ..query }).await.is_err());
     let refused = client.task("t-9").await.unwrap_err();
     assert_eq!(refused.to_string(), "no task `t-9`; list them");
     daemon.stop().await;
@@ -210,6 +238,9 @@ async fn bad_requests_are_refused_each_with_its_own_status_and_next_step() {
         ("POST /v1/tasks", &mode, 400, "bad_request", "`loose` is none of `enforce`, `audit`"),
         ("POST /v1/tasks", &large, 413, "bad_body", "length limit exceeded"),
         ("GET /v1/tasks/t-9", "", 404, "no_task", "no task `t-9`"),
+        ("GET /v1/whois?local=10.0.0.1:1", "", 400, "bad_request", "missing field `remote`"),
+        ("GET /v1/whois?remote=10.0.0.1", "", 400, "bad_request", "invalid socket address"),
+        ("GET /v1/whois?remote=10.0.0.1:1&port=2", "", 400, "bad_request", "unknown field `port`"),
         ("GET /v1/nothing", "", 404, "no_route", "nothing at `/v1/nothing`"),
         ("DELETE /v1/tasks", "", 405, "bad_method", "does not take DELETE"),
     ];

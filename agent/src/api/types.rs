@@ -1,12 +1,14 @@
 //! What travels as JSON. Requests refuse unknown fields; answers may gain fields.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
 
 use agent_common::{DaemonLoss, Mode, TaskStatus};
 use serde::{Deserialize, Serialize};
 
 use super::words;
-use crate::domain::UnixMillis;
+use crate::domain::{Protocol, UnixMillis};
 
 /// `POST /v1/tasks`: open a task whose first process is the caller.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -242,6 +244,75 @@ pub struct ReloadView {
     pub policies: usize,
 }
 
+/// `GET /v1/whois`: a live connection. Whoever asks may see its two ends in the other order than the agent does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WhoisQuery {
+    /// The end that is near to who asks; without it the other end must name one agent's connection only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local: Option<SocketAddr>,
+    /// The far end.
+    pub remote: SocketAddr,
+    /// `tcp` or `udp`; absent for `tcp`.
+    #[serde(default = "tcp")]
+    pub protocol: Protocol,
+}
+
+fn tcp() -> Protocol {
+    Protocol::Tcp
+}
+
+impl fmt::Display for WhoisQuery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.local {
+            Some(local) => write!(f, "{local} - {}/{}", self.remote, self.protocol.as_str()),
+            None => write!(f, "with the end {}/{}", self.remote, self.protocol.as_str()),
+        }
+    }
+}
+
+/// The agent behind a live connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhoisView {
+    /// `tcp` or `udp`.
+    pub protocol: Protocol,
+    /// Which of the two ends that were asked for is the agent's.
+    pub side: Side,
+    /// The agent's end.
+    pub address: SocketAddr,
+    /// The other end, as the agent sees it.
+    pub peer: SocketAddr,
+    /// SO_MARK of the agent's socket.
+    pub mark: u32,
+    /// The process that made the socket, if it is known still.
+    pub process: Option<ProcessView>,
+    /// For which task it works.
+    pub task: TaskView,
+}
+
+/// One of two ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Side {
+    /// `local` of the query.
+    Local,
+    /// `remote` of the query.
+    Remote,
+}
+
+/// A process of a task.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessView {
+    /// Process id in the initial pid namespace.
+    pub pid: u32,
+    /// Its program, if known.
+    pub exe: Option<String>,
+    /// Its command name.
+    pub comm: String,
+    /// Real uid.
+    pub uid: u32,
+}
+
 /// Any answer but success.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}; {next}")]
@@ -308,6 +379,16 @@ pub enum ErrorCode {
     MarkFailed,
     /// The new policies or catalogues were refused; the old ones are in force.
     ReloadRefused,
+    /// This host has no such connection.
+    NoConnection,
+    /// The connection belongs to no agent.
+    NoAgent,
+    /// More than one connection is as asked for.
+    AmbiguousConnection,
+    /// Connections cannot be listed.
+    NoListing,
+    /// Too much is asked for at once.
+    Busy,
     /// The daemon's loop did not answer in time.
     Timeout,
     /// The daemon is going down.
@@ -320,13 +401,13 @@ impl ErrorCode {
         match self {
             Self::BadRequest | Self::BadTtl | Self::Unknown => 400,
             Self::NotRoot | Self::InsideTask | Self::IntentNotAllowed => 403,
-            Self::NoRoute | Self::NoTask => 404,
+            Self::NoRoute | Self::NoTask | Self::NoConnection | Self::NoAgent => 404,
             Self::BadMethod => 405,
-            Self::AmbiguousTask | Self::TaskOver => 409,
+            Self::AmbiguousTask | Self::AmbiguousConnection | Self::TaskOver => 409,
             Self::BadBody => 413,
             Self::ReloadRefused => 422,
-            Self::MarkFailed => 500,
-            Self::TasksFull | Self::ShuttingDown => 503,
+            Self::MarkFailed | Self::NoListing => 500,
+            Self::TasksFull | Self::Busy | Self::ShuttingDown => 503,
             Self::Timeout => 504,
         }
     }

@@ -10,6 +10,7 @@ mod status;
 mod table;
 mod task;
 pub mod watch;
+mod whois;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -61,6 +62,8 @@ enum Verb {
     Labels,
     /// Show records as they are written
     Watch(watch::Filter),
+    /// Tell which agent a live connection belongs to
+    Whois(whois::WhoisArgs),
     /// Make the daemon read policies, registry and catalogues again
     Reload,
 }
@@ -76,6 +79,7 @@ fn execute(args: Args) -> Result<(), Failure> {
         Verb::Status => output.show(&block_on(client.status())?, status::text),
         Verb::Labels => output.show(&block_on(client.labels())?, labels::text),
         Verb::Watch(filter) => block_on(watch::follow(&client, &filter, output)),
+        Verb::Whois(args) => output.show(&block_on(client.whois(&args.query()))?, whois::text),
         Verb::Reload => output.show(&block_on(client.reload())?, reload::text),
     }
 }

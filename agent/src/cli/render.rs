@@ -11,7 +11,7 @@ use jiff::Timestamp;
 
 use crate::domain::{Effect, LabelSet, Reason};
 use crate::record::{
-    Coverage, Decision, Event, PolicyNote, Process, ProcessEvent, Record, Resource, Shadow, TaskOver, TaskRef,
+    Coverage, Decision, Event, FlowCut, PolicyNote, Process, ProcessEvent, Record, Resource, Shadow, TaskOver, TaskRef,
     TaskStarted, Tier,
 };
 
@@ -52,6 +52,7 @@ fn parts(event: &Event) -> (Style, &'static str, String) {
         Event::ProcessForked(event) => (DIM, "PROCESS", process_event("forked", event)),
         Event::ProcessExec(event) => (DIM, "PROCESS", process_event("exec", event)),
         Event::ProcessExit(event) => (DIM, "PROCESS", process_event("exit", event)),
+        Event::FlowCut(cut) => flow_cut(cut),
         Event::Loss(loss) => (ALARM, "LOSS", format!("{ALARM}{} lost: {}{ALARM:#}", loss.count, loss.cause.as_str())),
         Event::DaemonReady(coverage) => (NOTE, "DAEMON", covered("ready", coverage)),
         Event::PolicyRejected(no) => (BAD, "POLICY", rejected(&no.error, no.generation)),
@@ -207,6 +208,25 @@ fn task_over(how: &str, over: &TaskOver) -> String {
     format!("{how}  {task}  {:?}  allowed {allowed} denied {denied} would_denied {would}", over.why)
 }
 
+fn flow_cut(cut: &FlowCut) -> (Style, &'static str, String) {
+    let (style, word) = if cut.effect == Effect::Deny { (BAD, "CUT") } else { (WARNING, "WOULD_CUT") };
+    let end = |end: Option<SocketAddr>| end.map_or_else(|| "-".to_owned(), |end| end.to_string());
+    let flow = format!("{} > {}/{}", end(cut.local), end(cut.remote), cut.protocol.as_str());
+    let mut text = format!("{:7} {flow:RESOURCE$}  {}", "flow", who(&cut.task));
+    if let Some(process) = &cut.process {
+        push_if(&mut text, true, tree(process));
+    }
+    push_if(&mut text, true, why(cut.reason, &cut.policies));
+    if let Some(bytes) = cut.bytes_acked {
+        push_if(&mut text, true, format_args!("{bytes} bytes acknowledged"));
+    }
+    push_if(&mut text, cut.count > 1, format_args!("{} more", cut.count));
+    if let Some(error) = &cut.error {
+        push_if(&mut text, true, format_args!("not destroyed: {error:?}"));
+    }
+    (style, word, text)
+}
+
 fn process_event(how: &str, event: &ProcessEvent) -> String {
     let exe = event.process.exe.as_deref().map_or_else(|| "-".to_owned(), shown);
     let mut text = format!("{how}  {exe}  {}  {}", who(&event.task), tree(&event.process));
@@ -248,7 +268,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::record::testing::{decision, over, process, started, task, time};
+    use crate::record::testing::{cut, decision, over, process, started, task, time};
     use crate::record::{Cause, Loss};
 
     fn plain(event: Event) -> String {
@@ -365,6 +385,9 @@ mod tests {
         let exit = ProcessEvent { task: task(), process: process(), remaining: Some(0) };
         let exit = plain(Event::ProcessExit(Box::new(exit)));
         assert!(exit.contains("PROCESS    exit  /usr/bin/curl") && exit.ends_with("0 left"), "{exit}");
+        let line = plain(Event::FlowCut(Box::new(cut())));
+        let flow = "CUT        flow    10.0.0.9:40412 > 10.0.0.5:443/tcp";
+        assert!(line.contains(flow) && line.ends_with("  revoked  5120 bytes acknowledged"), "{line}");
         let loss = plain(Event::Loss(Loss { cause: Cause::Undecodable, count: 4 }));
         assert_eq!(loss, "03:04:05.123 LOSS       4 lost: undecodable");
     }

@@ -3,8 +3,10 @@
 mod canary;
 mod canary_task;
 mod coverage;
+mod cuts;
 mod detach;
 mod error;
+mod flows;
 mod inotify;
 mod killing;
 mod over;
@@ -37,6 +39,7 @@ pub use canary::{child as canary_child, main as canary_main};
 pub use detach::{DetachFlags, Detached, detach};
 pub use error::{DaemonError, HELP};
 
+use self::flows::FlowNews;
 use self::reload::{Rescan, Watcher};
 use self::sources::Sources;
 use self::start::Started;
@@ -60,6 +63,8 @@ enum Input {
     Kernel(Vec<Result<KernelEvent, DecodeError>>),
     /// A decision thread has something to record.
     Note(Note),
+    /// The flow thread has found something.
+    Flows(FlowNews),
     /// The API asks.
     Command(Command),
     /// A file of the configuration or a directory with secrets changed.
@@ -121,6 +126,7 @@ struct Loop {
     daemon: Daemon,
     records: AsyncFd<Ring>,
     notes: mpsc::Receiver<Note>,
+    flow_news: mpsc::Receiver<FlowNews>,
     commands: mpsc::Receiver<Command>,
     watcher: Watcher,
     server: TaskHandle<std::io::Result<()>>,
@@ -135,7 +141,7 @@ struct Loop {
 
 impl Loop {
     fn new(started: Started, listener: UnixListener) -> Result<Self, DaemonError> {
-        let Started { daemon, records, notes, threads, lock } = started;
+        let Started { daemon, records, notes, flow_news, threads, lock } = started;
         let failed = |what| move |error| DaemonError::System(what, error);
         // SAFETY: the ring owns its descriptor and keeps the same one for its whole life.
         let records = unsafe { AsyncFd::register(records) };
@@ -154,6 +160,7 @@ impl Loop {
             daemon,
             records,
             notes,
+            flow_news,
             commands,
             watcher,
             server,
@@ -188,6 +195,7 @@ impl Loop {
             _ = self.hangup.recv() => Input::Reload,
             events = read_records(&mut self.records) => events.map_or(Input::Ended("the record ring"), Input::Kernel),
             Some(note) = self.notes.recv() => Input::Note(note),
+            Some(news) = self.flow_news.recv() => Input::Flows(news),
             Some(command) = self.commands.recv() => Input::Command(command),
             seen = self.watcher.next() => seen.map_or(Input::Changed, Input::Scanned),
             _ = &mut self.server => Input::Ended("the API's server"),
@@ -200,6 +208,7 @@ impl Loop {
         match input {
             Input::Kernel(events) => self.take_in(None, events),
             Input::Note(note) => self.take_in(Some(note), Vec::new()),
+            Input::Flows(news) => self.daemon.flow_news(news),
             Input::Command(command) => self.command(command),
             Input::Changed => self.watcher.note_change(),
             Input::Scanned(rescan) => self.scanned(rescan),
@@ -290,6 +299,7 @@ impl Loop {
             }
             Command::Status { reply } => drop(reply.send(Ok(self.daemon.status()))),
             Command::Labels { reply } => drop(reply.send(Ok(self.daemon.labels()))),
+            Command::Whois { query, reply } => self.daemon.flows.who(query, reply),
             Command::Reload { reply } => {
                 let reloaded = self.reload();
                 drop(reply.send(reloaded.map(|()| self.daemon.reloaded())));

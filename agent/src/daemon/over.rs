@@ -86,9 +86,10 @@ impl Daemon {
         self.record_over(&task, why);
     }
 
-    /// The kernel first: from here on nothing goes.
+    /// The kernel first: from here on nothing goes. Then the programs are told, by the end of their connections.
     pub(super) fn take_down(&mut self, task: &Task, status: TaskStatus) {
         self.put_state(task.slot, TaskState { status: status.code(), ..state(task) });
+        self.flows.task_over();
     }
 
     pub(super) fn put_state(&mut self, slot: u32, state: TaskState) {

@@ -87,6 +87,11 @@ impl Daemon {
         if slot == CANARY_SLOT {
             return;
         }
+        let by_policy = matches!(note.reason, Reason::Policy | Reason::NoPermit | Reason::Error);
+        if note.action == Action::Send && note.effect == Effect::Deny && by_policy {
+            // The connection's packets are dropped, for instance since a time window closed; its program is to be told.
+            self.flows.verdicts_changed();
+        }
         let Some(task) = self.reference(slot, epoch) else { return self.lost(Cause::Undecodable, 1) };
         self.table.count(slot, epoch, note.effect, 1);
         let detail = self.shared.details.get(note.detail);
@@ -151,7 +156,7 @@ impl Daemon {
     }
 
     /// Who acted: as the kernel saw it, with what lineage knows.
-    fn process(&mut self, actor: &Actor) -> Process {
+    pub(super) fn process(&mut self, actor: &Actor) -> Process {
         // fanotify tells a process id and nothing else; the kernel's programs fill in all of it.
         let bare = actor.cgroup == 0 && actor.comm().is_empty();
         if !bare {

@@ -20,6 +20,7 @@ use super::DaemonError;
 use super::canary::{Outcome, Targets};
 use super::canary_task::{self, CANARY_LABEL};
 use super::coverage::{Coverage, Evidence};
+use super::flows::{self, FlowNews};
 use super::protect::{Guarding, Protection, chain};
 use super::snapshot::Snapshot;
 use super::sources::Sources;
@@ -51,6 +52,7 @@ pub(super) struct Started {
     pub(super) daemon: Daemon,
     pub(super) records: Ring,
     pub(super) notes: mpsc::Receiver<Note>,
+    pub(super) flow_news: mpsc::Receiver<FlowNews>,
     pub(super) threads: Vec<(&'static str, JoinHandle<()>)>,
     /// Held until the end: no second daemon.
     pub(super) lock: File,
@@ -109,7 +111,7 @@ pub(super) fn start(config: Config, flags: &Flags, sources: Sources, lock: File)
     let protection = protect(&sources, &guarding, &mut maps, &mut classes, targets.secret());
     let (shared, notes) = share(&config, &sources, &classes, &protection);
     unix::put_exact(&mut maps, &sources.unix);
-    let threads = spawn(&kernel, &shared, upcalls, settings, &guarding)?;
+    let mut threads = spawn(&kernel, &shared, upcalls, settings, &guarding)?;
     let generation = inherited.generation;
     let canary = canary_task::run(&mut maps, &shared.snapshot, &targets, generation);
     let result = canary.and_then(|canary| {
@@ -130,6 +132,10 @@ pub(super) fn start(config: Config, flags: &Flags, sources: Sources, lock: File)
             return Err(error);
         }
     };
+    let maps_of_flows = kernel.maps().map_err(|error| DaemonError::Kernel(error.into()))?;
+    let (flows, flow_news, thread) = flows::start(shared.clone(), maps_of_flows)
+        .map_err(|error| DaemonError::System("start the flow thread", error))?;
+    threads.push(("the flow thread", thread));
     let limits = Limits { default_ttl: config.default_ttl, max_ttl: config.max_ttl };
     let mut table = TaskTable::new(limits, generation);
     inherited.epochs.iter().for_each(|&(slot, epoch)| table.skip_epoch(slot, epoch));
@@ -139,6 +145,7 @@ pub(super) fn start(config: Config, flags: &Flags, sources: Sources, lock: File)
         kernel,
         maps,
         shared,
+        flows,
         classes,
         protection,
         guarding,
@@ -150,7 +157,7 @@ pub(super) fn start(config: Config, flags: &Flags, sources: Sources, lock: File)
     let mut daemon = Daemon::new(parts, sources.registry, sources.secrets);
     daemon.kernel.stay();
     daemon.dismiss_canary(&targets);
-    Ok(Started { daemon, records, notes, threads, lock })
+    Ok(Started { daemon, records, notes, flow_news, threads, lock })
 }
 
 /// Ends the threads and waits for them.

@@ -10,6 +10,7 @@ use bytemuck::Zeroable;
 use jiff::Timestamp;
 
 use super::coverage::Coverage;
+use super::flows::Flows;
 use super::over::Draining;
 use super::protect::{Guarding, Protection, chain};
 use super::snapshot::{Known, Snapshot};
@@ -39,6 +40,7 @@ pub(super) struct Daemon {
     pub(super) kernel: Kernel,
     pub(super) maps: Maps,
     pub(super) shared: Shared,
+    pub(super) flows: Flows,
     pub(super) table: TaskTable,
     pub(super) registry: Registry,
     pub(super) secrets: Arc<Secrets>,
@@ -77,6 +79,7 @@ pub(super) struct Parts {
     pub(super) kernel: Kernel,
     pub(super) maps: Maps,
     pub(super) shared: Shared,
+    pub(super) flows: Flows,
     pub(super) classes: ClassTable,
     pub(super) protection: Protection,
     pub(super) guarding: Guarding,
@@ -94,6 +97,7 @@ impl Daemon {
             kernel: parts.kernel,
             maps: parts.maps,
             shared: parts.shared,
+            flows: parts.flows,
             table: parts.table,
             registry,
             secrets,
@@ -300,6 +304,7 @@ impl Daemon {
             }
             self.put_state(task.slot, state(task));
         }
+        self.flows.verdicts_changed();
     }
 
     /// The wall clock was set: what was computed from it no longer holds.

@@ -81,7 +81,7 @@ impl Shared {
         }
     }
 
-    fn stopping(&self) -> bool {
+    pub(super) fn stopping(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
 }
@@ -244,12 +244,8 @@ fn names_of(maps: &mut Maps, snapshot: &Snapshot, ask: &Ask, now: Instant) -> na
 fn decide(rows: &mut Rows<Class>, snapshot: &Snapshot, ask: &Ask, hosts: &Arc<Hosts>, now: Instant) -> Answer {
     let Actor { slot, epoch, .. } = ask.actor;
     let class = match Action::from_code(ask.action) {
-        Some(Action::Connect) => {
-            let endpoint = snapshot.endpoint(&ask.object.connect, Arc::clone(hosts));
-            endpoint.map(|endpoint| snapshot.policies.endpoint_class(&endpoint))
-        }
-        Some(Action::Listen) => {
-            snapshot.listener(&ask.object.connect).map(|endpoint| snapshot.policies.listen_class(&endpoint))
+        Some(action @ (Action::Connect | Action::Listen)) => {
+            endpoint_class(snapshot, &ConnectKey { action: action.code(), ..ask.object.connect }, hosts)
         }
         Some(Action::Use) => facility_labels(ask.object.class).map(|labels| snapshot.policies.facility_class(&labels)),
         Some(Action::ConnectUnix) => Some(snapshot.policies.unix_class(&snapshot.unix_labels(&ask.object))),
@@ -261,6 +257,18 @@ fn decide(rows: &mut Rows<Class>, snapshot: &Snapshot, ask: &Ask, hosts: &Arc<Ho
     match (snapshot.task(slot, epoch), class) {
         (Some(task), Some(class)) => rows.answer(snapshot, task_key(slot, epoch, task), class, now),
         _ => missing(now),
+    }
+}
+
+/// What policy can tell apart about where a task connects to or listens at; `None` for what it has no word for.
+pub(super) fn endpoint_class(snapshot: &Snapshot, key: &ConnectKey, hosts: &Arc<Hosts>) -> Option<Class> {
+    match Action::from_code(key.action) {
+        Some(Action::Connect) => {
+            let endpoint = snapshot.endpoint(key, Arc::clone(hosts));
+            endpoint.map(|endpoint| snapshot.policies.endpoint_class(&endpoint))
+        }
+        Some(Action::Listen) => snapshot.listener(key).map(|endpoint| snapshot.policies.listen_class(&endpoint)),
+        _ => None,
     }
 }
 
@@ -401,8 +409,8 @@ fn class_of(snapshot: &Snapshot, opened: &Opened<'_>) -> Option<(u32, Option<(u6
     places.directories.get(&parent).map(|&class| (class, Some(parent)))
 }
 
-/// The kernel's `decide::over`, for the guard that decides out here.
-fn over(state: &TaskState, epoch: u32, now: u64) -> Option<Reason> {
+/// The kernel's `decide::over`, for who decides out here.
+pub(super) fn over(state: &TaskState, epoch: u32, now: u64) -> Option<Reason> {
     if state.epoch != epoch {
         return Some(Reason::Ended);
     }

@@ -1,11 +1,13 @@
 //! Typed handles on the kernel's maps. Each thread has its own set: the file descriptors are duplicated, the maps shared.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use agent_common::Counter;
-use agent_common::maps::{ConnectKey, FileKey, Learned, Mark, RowKey, Settings, TaskState, UnixName, Usage, Verdict};
+use agent_common::maps::{
+    ConnectKey, FileKey, Learned, Mark, RowKey, Settings, SocketLabel, TaskState, UnixName, Usage, Verdict,
+};
 use aya::Ebpf;
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, SkStorage};
 use bytemuck::Pod;
 
 use super::Pins;
@@ -139,13 +141,47 @@ fn pinned(pins: &Pins, name: &'static str) -> Result<MapData, MapError> {
     MapData::from_pin(pins.map(name)).map_err(|error| MapError::Refused(name, error))
 }
 
+/// The labels of sockets.
+pub struct Labels {
+    /// For the kernel's listings of sockets, which name a map by its descriptor.
+    descriptor: OwnedFd,
+    map: SkStorage<MapData, Wire<SocketLabel>>,
+}
+
+impl Labels {
+    fn open(ebpf: &Ebpf, name: &'static str) -> Result<Self, MapError> {
+        let map = SkStorage::try_from(Map::SkStorage(duplicate(ebpf, name)?)).map_err(|_| MapError::Unusable(name))?;
+        Ok(Self { descriptor: descriptor(ebpf, name)?, map })
+    }
+
+    /// The label of an open socket, if it has one.
+    pub fn get(&self, socket: &impl AsRawFd) -> Option<SocketLabel> {
+        self.map.get(socket, 0).ok().map(|wire| wire.0)
+    }
+}
+
+impl AsFd for Labels {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+}
+
 fn duplicate(ebpf: &Ebpf, name: &'static str) -> Result<MapData, MapError> {
+    MapData::from_fd(descriptor(ebpf, name)?).map_err(|error| MapError::Refused(name, error))
+}
+
+fn descriptor(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, MapError> {
     let data = match ebpf.map(name) {
-        Some(Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data) | Map::PerCpuArray(data)) => data,
+        Some(
+            Map::HashMap(data)
+            | Map::LruHashMap(data)
+            | Map::Array(data)
+            | Map::PerCpuArray(data)
+            | Map::SkStorage(data),
+        ) => data,
         _ => return Err(MapError::Unusable(name)),
     };
-    let fd = data.fd().as_fd().try_clone_to_owned().map_err(|error| MapError::Descriptor(name, error))?;
-    MapData::from_fd(fd).map_err(|error| MapError::Refused(name, error))
+    data.fd().as_fd().try_clone_to_owned().map_err(|error| MapError::Descriptor(name, error))
 }
 
 /// All maps that the daemon reads or writes. `agent-ebpf/src/maps.rs` says what each is.
@@ -176,6 +212,8 @@ pub struct Maps {
     pub active: Slots<u32>,
     /// Marked processes; first contacts that wait.
     pub totals: Slots<i64>,
+    /// Socket -> label.
+    pub labels: Labels,
     counters: PerCpuArray<MapData, u64>,
 }
 
@@ -201,6 +239,7 @@ impl Maps {
             settings: Slots::open(ebpf, "SETTINGS")?,
             active: Slots::open(ebpf, "ACTIVE")?,
             totals: Slots::open(ebpf, "TOTALS")?,
+            labels: Labels::open(ebpf, "LABELS")?,
             counters: counters.map_err(|_| MapError::Unusable(COUNTERS))?,
         })
     }

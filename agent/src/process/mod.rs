@@ -6,11 +6,15 @@
 mod cgroup;
 mod kill;
 mod lineage;
+mod namespace;
 mod snapshot;
+mod sockets;
 mod unix;
 
 pub use cgroup::CgroupPaths;
 pub use kill::{KillError, Killed, kill_verified};
 pub use lineage::{Known, Lineage};
+pub use namespace::net_namespaces;
 pub use snapshot::{ProcessFacts, SnapshotError, ancestors, snapshot};
+pub use sockets::{HeldSocket, held_sockets};
 pub use unix::listening_paths;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::testing::{decision, labels, over, process, started, task, time};
+use super::testing::{cut, decision, labels, over, process, started, task, time};
 use super::*;
 use crate::domain::{Action, Effect, Reason};
 
@@ -71,6 +71,7 @@ fn events() -> Vec<Event> {
         Event::CatalogueChanged(CatalogueChanged { secrets: 40, directories: 3 }),
         Event::CatalogueRejected(rejected),
         Event::Detached(Detached { killed: 3, left_running: 0 }),
+        Event::FlowCut(Box::new(cut())),
     ]
 }
 

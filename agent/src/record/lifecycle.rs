@@ -1,14 +1,15 @@
 //! Records of what came and went: tasks, processes, the daemon, its policies and catalogues, and losses.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use agent_common::Counter;
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::decision::{Process, TaskRef, Tier};
+use super::decision::{PolicyNote, Process, TaskRef, Tier};
 use super::words;
-use crate::domain::{LabelSet, Mode};
+use crate::domain::{Effect, LabelSet, Mode, Protocol, Reason};
 
 /// A task began.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +49,44 @@ pub struct TaskOver {
     pub denied: u64,
     /// Decisions that ended in `would_deny`.
     pub would_denied: u64,
+}
+
+/// A connection that a task had and may not have any more. The kernel lets nothing more out on it from the moment at which that
+/// was so; this record comes when the daemon has destroyed it, so that the program sees an error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowCut {
+    /// Whose.
+    #[serde(flatten)]
+    pub task: Arc<TaskRef>,
+    /// The process that made the socket, as far as it is known still.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<Process>,
+    /// `tcp` or `udp`.
+    pub protocol: Protocol,
+    /// The task's end: address and port. Not there where the line stands for many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local: Option<SocketAddr>,
+    /// The other end. Not there for a socket that listens or is not connected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<SocketAddr>,
+    /// `deny`, or `would_deny` in audit mode, in which nothing is destroyed.
+    #[serde(with = "words::effect")]
+    pub effect: Effect,
+    /// `revoked`, `expired` or `ended`; or why policy does not allow the destination any more: as for decisions.
+    #[serde(with = "words::reason")]
+    pub reason: Reason,
+    /// The policies that determined it, if policy did.
+    pub policies: Arc<[PolicyNote]>,
+    /// Whether the socket was destroyed.
+    pub destroyed: bool,
+    /// Why it could not be destroyed, if it was to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<Arc<str>>,
+    /// Bytes that the peer had acknowledged (TCP).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_acked: Option<u64>,
+    /// How many connections this line stands for: 1, but for the last line of a task that had very many.
+    pub count: u64,
 }
 
 /// A process of a task came, became another program, or went.

@@ -9,6 +9,7 @@
 //! | `task_started` | [`TaskStarted`] |
 //! | `task_ended`, `task_revoked`, `task_expired` | [`TaskOver`] |
 //! | `process_forked`, `process_exec`, `process_exit` | [`ProcessEvent`] |
+//! | `flow_cut` | [`FlowCut`] |
 //! | `loss` | [`Loss`] |
 //! | `daemon_started` | [`DaemonStarted`] |
 //! | `daemon_ready` | [`Coverage`] |
@@ -35,8 +36,8 @@ pub use coalesce::Coalescer;
 pub use decision::{Decision, PolicyNote, Process, Resource, Shadow, TaskRef, Tier, UNKNOWN_UID};
 pub use hub::{Hub, Writing, missed_line};
 pub use lifecycle::{
-    CatalogueChanged, Cause, Coverage, DaemonStarted, DaemonStopping, Detached, Loss, PathCoverage, PolicyLoaded,
-    ProcessEvent, Rejected, TaskOver, TaskStarted,
+    CatalogueChanged, Cause, Coverage, DaemonStarted, DaemonStopping, Detached, FlowCut, Loss, PathCoverage,
+    PolicyLoaded, ProcessEvent, Rejected, TaskOver, TaskStarted,
 };
 
 pub use recorder::Recorder;
@@ -78,6 +79,8 @@ pub enum Event {
     ProcessExec(Box<ProcessEvent>),
     /// A process of a task has gone.
     ProcessExit(Box<ProcessEvent>),
+    /// A connection of a task was cut, since the task is over or policy does not allow it any more.
+    FlowCut(Box<FlowCut>),
     /// Something was lost.
     Loss(Loss),
     /// The daemon began to run.
@@ -105,6 +108,7 @@ impl Event {
             Self::Decision(decision) => Some(&decision.task),
             Self::TaskStarted(started) => Some(&started.task),
             Self::TaskEnded(over) | Self::TaskRevoked(over) | Self::TaskExpired(over) => Some(&over.task),
+            Self::FlowCut(cut) => Some(&cut.task),
             Self::ProcessForked(event) | Self::ProcessExec(event) | Self::ProcessExit(event) => Some(&event.task),
             _ => None,
         }

@@ -86,3 +86,20 @@ pub(crate) fn started() -> TaskStarted {
         argv: Some(vec!["curl".into(), "x".into()]),
     }
 }
+
+pub(crate) fn cut() -> FlowCut {
+    FlowCut {
+        task: task(),
+        process: Some(process()),
+        protocol: Protocol::Tcp,
+        local: Some("10.0.0.9:40412".parse().unwrap()),
+        remote: Some("10.0.0.5:443".parse().unwrap()),
+        effect: Effect::Deny,
+        reason: Reason::Revoked,
+        policies: Arc::from([]),
+        destroyed: true,
+        error: None,
+        bytes_acked: Some(5120),
+        count: 1,
+    }
+}

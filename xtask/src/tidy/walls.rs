@@ -4,18 +4,20 @@ use super::Finding;
 use super::source::{Source, identifiers, offset_in};
 
 /// Crates that only one module may name.
-const OWNED_CRATES: [(&str, &str); 7] = [
+const OWNED_CRATES: [(&str, &str); 8] = [
     ("hickory_proto", "names"),
     ("aya", "kernel"),
     ("aya_log", "kernel"),
     ("aya_obj", "kernel"),
     ("cedar_policy", "policy"),
     ("cedar_policy_core", "policy"),
+    ("netlink_packet_core", "flow"),
     ("procfs", "process"),
 ];
 
 /// Modules that do not know each other.
-const SIBLINGS: [&str; 9] = ["kernel", "process", "task", "policy", "resource", "names", "decision", "record", "api"];
+const SIBLINGS: [&str; 10] =
+    ["kernel", "process", "task", "policy", "resource", "names", "decision", "record", "api", "flow"];
 
 /// Modules that put the siblings together and may know all of them.
 const COMPOSERS: [&str; 4] = ["bin", "cli", "daemon", "lib"];

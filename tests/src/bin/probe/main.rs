@@ -7,6 +7,7 @@ mod files;
 mod flow;
 mod lineage;
 mod listen;
+mod live;
 mod net;
 mod process;
 mod scan;
@@ -28,6 +29,7 @@ struct State {
     /// Unix sockets that are bound, and stay so.
     bound: Vec<std::os::fd::OwnedFd>,
     listener: Option<std::net::TcpListener>,
+    live: Vec<std::os::fd::OwnedFd>,
 }
 
 fn main() {
@@ -60,6 +62,7 @@ fn attempt(state: &mut State, words: &[&str]) -> Attempt {
     let found = net::attempt(words).or_else(|| sockets::attempt(words)).or_else(|| unix::attempt(state, words));
     let found = found.or_else(|| files::attempt(words)).or_else(|| flow::attempt(state, words));
     let found = found.or_else(|| listen::attempt(state, words));
+    let found = found.or_else(|| live::attempt(state, words));
     found.unwrap_or_else(|| {
         eprintln!("writ-probe: `{}` is no action", words.join(" "));
         std::process::exit(64)

@@ -16,6 +16,7 @@ pub(super) fn attempt(words: &[&str]) -> Option<Attempt> {
         ["connect-fd", fd, to] => connect_fd(number(fd), to),
         ["take-and-connect", path, to] => take_and_connect(path, to),
         ["give-tcp", path] => give(path, libc::SOCK_STREAM),
+        ["give-connected", path, to] => give_connected(path, to),
         ["give-udp", path] => give(path, libc::SOCK_DGRAM),
         _ => return None,
     })
@@ -53,7 +54,17 @@ fn take(unix: &UnixStream) -> Attempt<OwnedFd> {
 
 /// Makes a socket and gives it to whoever listens on the unix socket.
 fn give(path: &str, kind: i32) -> Attempt {
-    let fd = plain_socket(libc::AF_INET, kind, 0)?;
+    hand_over(path, &plain_socket(libc::AF_INET, kind, 0)?)
+}
+
+/// The same with a connection.
+fn give_connected(path: &str, to: &str) -> Attempt {
+    let fd = plain_socket(libc::AF_INET, libc::SOCK_STREAM, 0)?;
+    connect(&fd, address(to))?;
+    hand_over(path, &fd)
+}
+
+fn hand_over(path: &str, fd: &OwnedFd) -> Attempt {
     let unix = UnixStream::connect(path).map_err(|error| errno(&error))?;
     let fds = [fd.as_raw_fd()];
     let rights = [ControlMessage::ScmRights(&fds)];
