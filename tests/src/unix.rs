@@ -38,6 +38,7 @@ pub(crate) fn tests() -> Vec<Test> {
         ("unix::dgram_sendmmsg", |lab| decided(lab, DGRAM, "", &["unix-sendmmsg"])),
         ("unix::abstract_stream", |lab| decided(lab, STREAM, "@", &["unix", "stream"])),
         ("unix::abstract_dgram", |lab| decided(lab, DGRAM, "@", &["unix-sendto"])),
+        ("unix::answers_for_one_question", once),
         ("unix::in_a_child", |lab| decided(lab, STREAM, "", &["fork", "unix", "stream"])),
         ("unix::path_of_full_length", full_length),
         ("unix::abstract_name_by_the_kernel", autobound),
@@ -117,6 +118,29 @@ fn decided(lab: &Lab, kind: (&str, i32), sign: &str, action: &[&str]) -> Result<
     audited.expect(&["ok"])?;
     let record = world.decision(audited.task()?, "connect_unix", "would_deny", "policy")?;
     expect_listener(&record, &shut.name, "net/unix/test/shut")
+}
+
+/// An answer that holds for one question finds its way to the hook in which nobody waits, each time.
+fn once(lab: &Lab) -> Result<()> {
+    let world = lab.shared()?;
+    for (kind, number) in [STREAM, DGRAM] {
+        let ear = ear(&world, number, &format!("erroring-{kind}"))?;
+        let action = ["unix", kind, &ear.name];
+        world.unmarked(&action)?.expect(&["ok"])?;
+        let mut session = world.task().connect("net/unix/test").session()?;
+        let task = session.task()?;
+        for _ in 0..2 {
+            session.expect(&action, &["errno EPERM"])?;
+        }
+        session.close()?;
+        world.event(&task, "task_ended")?;
+        let told = |record: &Record| record.task() == task && record.text("/action") == "connect_unix";
+        let reasons: Vec<String> =
+            world.daemon.records()?.into_iter().filter(told).map(|r| r.text("/reason").to_owned()).collect();
+        ensure!(!reasons.is_empty() && reasons.iter().all(|reason| reason == "error"), "{kind}: {reasons:?}");
+        ensure!(ear.arrived() == 1, "more than the control arrived");
+    }
+    Ok(())
 }
 
 /// All 108 bytes, without a NUL.

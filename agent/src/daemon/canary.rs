@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
@@ -24,12 +25,14 @@ pub(super) enum Attempt {
     RawSocket,
     PacketSocket,
     Secret,
+    UnixStream,
+    UnixDatagram,
     /// A datagram from a socket that was connected before its task ended.
     Egress,
 }
 
 impl Attempt {
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 11] = [
         Self::Tcp4,
         Self::Tcp6,
         Self::Udp4,
@@ -38,6 +41,8 @@ impl Attempt {
         Self::RawSocket,
         Self::PacketSocket,
         Self::Secret,
+        Self::UnixStream,
+        Self::UnixDatagram,
         Self::Egress,
     ];
 
@@ -51,6 +56,8 @@ impl Attempt {
             Self::RawSocket => "raw_socket",
             Self::PacketSocket => "packet_socket",
             Self::Secret => "secret",
+            Self::UnixStream => "unix_stream",
+            Self::UnixDatagram => "unix_datagram",
             Self::Egress => "egress",
         }
     }
@@ -76,6 +83,8 @@ pub(super) struct Targets {
     udp4: Option<UdpSocket>,
     udp6: Option<UdpSocket>,
     flow: Option<UdpSocket>,
+    unix_stream: Option<UnixListener>,
+    unix_datagram: Option<UnixDatagram>,
     secret: PathBuf,
 }
 
@@ -94,6 +103,8 @@ impl Targets {
     /// Binds the servers and writes the file.
     pub(super) fn new(directory: &Path) -> io::Result<Self> {
         let secret = directory.join("canary-secret");
+        // What an earlier daemon may have left.
+        UNIX.iter().for_each(|name| drop(fs::remove_file(beside(&secret, name))));
         fs::write(&secret, "nothing to see\n")?;
         let (v4, v6) = ((Ipv4Addr::LOCALHOST, 0), (Ipv6Addr::LOCALHOST, 0));
         Ok(Self {
@@ -102,6 +113,12 @@ impl Targets {
             udp4: UdpSocket::bind(v4).ok(),
             udp6: UdpSocket::bind(v6).ok(),
             flow: UdpSocket::bind(v4).ok(),
+            unix_stream: UnixListener::bind(beside(&secret, STREAM))
+                .ok()
+                .filter(|own| own.set_nonblocking(true).is_ok()),
+            unix_datagram: UnixDatagram::bind(beside(&secret, DATAGRAM))
+                .ok()
+                .filter(|own| own.set_nonblocking(true).is_ok()),
             secret,
         })
     }
@@ -128,10 +145,26 @@ impl Targets {
             secret: self.secret.clone(),
         }
     }
+
+    /// Takes in what the daemon's own attempts brought: nobody else does.
+    fn empty(&self) {
+        while self.unix_stream.as_ref().is_some_and(|own| own.accept().is_ok()) {}
+        while self.unix_datagram.as_ref().is_some_and(|own| own.recv(&mut [0]).is_ok()) {}
+    }
+}
+
+/// Names of the unix sockets, beside the secret.
+const UNIX: [&str; 2] = [STREAM, DATAGRAM];
+const STREAM: &str = "canary-stream";
+const DATAGRAM: &str = "canary-datagram";
+
+fn beside(secret: &Path, name: &str) -> PathBuf {
+    secret.with_file_name(name)
 }
 
 impl Drop for Targets {
     fn drop(&mut self) {
+        UNIX.iter().for_each(|name| drop(fs::remove_file(beside(&self.secret, name))));
         let _ = fs::remove_file(&self.secret);
     }
 }
@@ -146,6 +179,10 @@ impl Addresses {
             Attempt::RawSocket => socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP),
             Attempt::PacketSocket => socket(libc::AF_PACKET, libc::SOCK_DGRAM, 0),
             Attempt::Secret => File::open(&self.secret).map(drop),
+            Attempt::UnixStream => UnixStream::connect(beside(&self.secret, STREAM)).map(drop),
+            Attempt::UnixDatagram => {
+                UnixDatagram::unbound()?.send_to(b"canary", beside(&self.secret, DATAGRAM)).map(drop)
+            }
             Attempt::Egress => Ok(()),
         }
     }
@@ -200,6 +237,7 @@ impl Canary {
     pub(super) fn start(targets: &Targets) -> io::Result<Self> {
         let addresses = targets.addresses();
         let available = Attempt::ALL.iter().map(|&attempt| (attempt, addresses.try_one(attempt))).collect();
+        targets.empty();
         let mut child = Command::new("/proc/self/exe")
             .arg("--canary")
             .args(addresses.to_words())

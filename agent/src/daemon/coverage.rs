@@ -93,6 +93,7 @@ impl Evidence<'_> {
         } else {
             self.without_lsm("other socket families", "packet, vsock and other sockets are not seen")
         });
+        rows.extend(self.unix(full));
         rows.push(if full {
             row("fork beyond the limit", "lsm task_alloc", CoverageState::Enforced, "the fork fails")
         } else {
@@ -101,6 +102,17 @@ impl Evidence<'_> {
         });
         rows.extend(self.not_covered());
         rows
+    }
+
+    fn unix(&self, full: bool) -> [CoverageView; 2] {
+        if full {
+            return [
+                self.proven("unix streams", "lsm unix_stream_connect", Attempt::UnixStream),
+                self.proven("unix datagrams", "lsm unix_may_send", Attempt::UnixDatagram),
+            ];
+        }
+        let what = "who listens is not asked, so that other services can act for an agent";
+        ["unix streams", "unix datagrams"].map(|path| self.without_lsm(path, what))
     }
 
     fn proven(&self, path: &str, guard: &str, attempt: Attempt) -> CoverageView {

@@ -240,7 +240,8 @@ impl Daemon {
         Ok(())
     }
 
-    /// The rows of one task for every class of secrets and of unix listeners, so that these need no question.
+    /// The rows of one task for every class of secrets, so that reads need no question, and for those of unix listeners
+    /// that callers do not name.
     fn fill_rows(&mut self, task: &Task) -> Result<(), crate::kernel::MapError> {
         if !matches!(self.guarding, Guarding::Kernel) {
             return Ok(());
@@ -251,7 +252,8 @@ impl Daemon {
         let (slot, epoch, generation) = (task.slot, task.epoch, task.generation);
         let secrets = (1u32..).zip(snapshot.classes.iter());
         let secrets = secrets.map(|(number, labels)| (number, snapshot.policies.secret_class(labels)));
-        let unix = snapshot.unix.classes().map(|(number, labels)| (number, snapshot.policies.unix_class(labels)));
+        let unix = self.unix_names.classes().into_iter().map(|number| (number, snapshot.unix.of_class(number)));
+        let unix = unix.map(|(number, labels)| (number, snapshot.policies.unix_class(&labels)));
         for (number, class) in secrets.chain(unix) {
             let answer = rows.answer(&*snapshot, crate::decision::TaskKey { slot, epoch, generation }, class, at);
             if answer.verdict.once == 0 {

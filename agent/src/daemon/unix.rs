@@ -5,11 +5,13 @@
 //! those that tasks ask for just before (the decision threads do that), and, for who comes by another name than the listener's
 //! own, all on which somebody listens now.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use agent_common::event::Ask;
-use agent_common::maps::{CLASS_UNIX, MAX_UNIX_NAMES, RowKey, UNIX_UNKNOWN, UnixName, Verdict};
+use agent_common::maps::{
+    CLASS_UNIX, MAX_UNIX_NAMES, RowKey, UNIX_AGENT, UNIX_UNKNOWN, UNIX_UNNAMED, UnixName, Verdict,
+};
 
 use super::protect::{Guarding, chain};
 use super::snapshot::Snapshot;
@@ -32,9 +34,21 @@ pub(super) struct UnixNames {
     known: Option<HashMap<UnixName, u32>>,
     /// Names without a label that were put down at the last look.
     unknown: HashSet<UnixName>,
+    /// The classes of all on which somebody listened at the last look.
+    listening: BTreeSet<u32>,
     looked: Option<Instant>,
     /// The catalogue was exchanged: a decision thread may still have put down a class of the old one.
     stale: bool,
+}
+
+impl UnixNames {
+    /// The classes of which a task's verdicts are worth having before anybody asks: those of sockets that have no name or another
+    /// task's, and those of listeners, who may be reached by another name than their own. For others the caller's name is
+    /// asked for in time.
+    pub(super) fn classes(&self) -> BTreeSet<u32> {
+        let fixed = [UNIX_AGENT, UNIX_UNNAMED, UNIX_UNKNOWN];
+        self.listening.iter().copied().chain(fixed).collect()
+    }
 }
 
 /// The names that the catalogue spells out.
@@ -76,7 +90,9 @@ impl Daemon {
             return;
         }
         self.unix_names.looked = Some(Instant::now());
-        if std::mem::take(&mut self.unix_names.stale) {
+        // At the first look, what an earlier daemon put down by its own catalogue.
+        let first = self.unix_names.known.is_none();
+        if std::mem::take(&mut self.unix_names.stale) || first {
             self.classify_asked();
         }
         self.put_unix_names(listening_paths());
@@ -92,16 +108,20 @@ impl Daemon {
     fn put_unix_names(&mut self, listening: Vec<Vec<u8>>) {
         let listeners = &self.shared.snapshot.load().unix;
         let (mut wanted, mut unknown) = (exact(listeners), HashSet::new());
+        let mut classes = BTreeSet::new();
         let room = usize::try_from(MAX_UNIX_NAMES).unwrap_or(usize::MAX);
         for path in listening {
             let Some(name) = UnixName::new(&path) else { continue };
-            match class_of(&listeners.labels_of(&path)) {
+            let class = class_of(&listeners.labels_of(&path));
+            classes.insert(class);
+            match class {
                 UNIX_UNKNOWN if unknown.len() < MAX_UNKNOWN => drop(unknown.insert(name)),
                 UNIX_UNKNOWN => {}
                 class if wanted.len() < room => drop(wanted.insert(name, class)),
                 _ => {}
             }
         }
+        self.unix_names.listening = classes;
         self.exchange(wanted);
         for name in unknown.difference(&self.unix_names.unknown) {
             let _ = self.maps.unix_asked.put(*name, UNIX_UNKNOWN);

@@ -102,6 +102,10 @@ labels = ["net/unix/test/open"]
 paths = ["/**/open-*"]
 abstract = ["writ-test-open-*"]
 [[listener]]
+name = "test-erroring"
+labels = ["net/unix/test/erroring"]
+paths = ["/**/erroring-*"]
+[[listener]]
 name = "test-shut"
 labels = ["net/unix/test/shut"]
 paths = ["/**/shut-*"]
@@ -120,6 +124,10 @@ permit (principal, action == Action::"connect", resource) when { resource in pri
 @id("test/unix")
 @reason("the grant covers who listens")
 permit (principal, action == Action::"connect_unix", resource) when { resource in principal.mayConnect };
+
+@id("test/unix-erroring")
+forbid (principal, action == Action::"connect_unix", resource in Label::"net/unix/test/erroring")
+when { principal.assurance * 9223372036854775807 * 2 > 0 };
 
 @id("test/unix-shut")
 forbid (principal, action == Action::"connect_unix", resource in Label::"net/unix/test/shut");
