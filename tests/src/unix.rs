@@ -428,11 +428,9 @@ fn reloaded(lab: &Lab) -> Result<()> {
     session.expect(&action, &["errno EPERM"])?;
     let more = format!("{UNIX}[[listener]]\nname = \"moved\"\nlabels = [\"{OPEN}\"]\npaths = [\"{}\"]\n", ear.name);
     world.daemon.place.write("etc/unix.toml", &more)?;
-    world.daemon.ask(&["reload"])?;
-    until("the new label", 10, || Ok((session.ask(&action)? == ["ok"]).then_some(())))?;
+    until("the new label", 30, || Ok((session.ask(&action)? == ["ok"]).then_some(())))?;
     world.daemon.place.write("etc/unix.toml", UNIX)?;
-    world.daemon.ask(&["reload"])?;
-    until("the old label", 10, || Ok((session.ask(&action)? == ["errno EPERM"]).then_some(())))
+    until("the old label", 30, || Ok((session.ask(&action)? == ["errno EPERM"]).then_some(())))
 }
 
 /// More names than the kernel remembers: they cost their own task alone.
