@@ -248,6 +248,8 @@ pub const LEARNED_FILES: usize = 4;
 
 /// Slots of `TASKS` and `USAGE`: tasks alive at once.
 pub const MAX_TASKS: u32 = 4096;
+/// [`Mark::slot`] of the canary, the last slot: what it is refused is no task's doing.
+pub const SLOT_CANARY: u32 = MAX_TASKS - 1;
 /// Marked processes that `PROCESSES` holds.
 pub const MAX_PROCESSES: u32 = 65_536;
 /// What `Settings::max_marks` leaves free in `PROCESSES`: forks under way on all CPUs when the limit is met.

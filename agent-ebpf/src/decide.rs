@@ -160,6 +160,15 @@ pub fn refuse(mark: &Mark, action: Action, reason: Reason, what: &impl Describe)
     finish(mark, action, mode, &mut outcome, now(), what)
 }
 
+/// A deny whatever the task's mode is: a task is watched for its own sake, and this would blind all.
+#[inline(always)]
+pub fn forbid(mark: &Mark, action: Action, reason: Reason, what: &impl Describe) {
+    let generation = TASKS.get(mark.slot).filter(|task| task.epoch == mark.epoch).map_or(0, |task| task.generation);
+    let mut outcome = structural(Effect::Deny, reason);
+    outcome.generation = generation;
+    finish(mark, action, Mode::Enforce.code(), &mut outcome, now(), what);
+}
+
 /// Whether a task may go on at all; if not, that is recorded.
 #[inline(always)]
 pub fn admit(mark: &Mark, action: Action, what: &impl Describe) -> bool {
@@ -199,6 +208,19 @@ pub fn decide_flow<K: Key>(mark: &Mark, key: &mut K, what: &impl Describe) -> Op
 #[inline(always)]
 pub fn decide_now<K: Key>(mark: &Mark, key: &mut K, what: &impl Describe, absent: Reason) -> bool {
     settle(mark, key, what, Some(absent)).is_some()
+}
+
+/// The same for what the kernel only wants to know, such as how much memory it may promise: nothing is asked, recorded or
+/// counted.
+#[inline(always)]
+pub fn decide_quietly<K: Key>(mark: &Mark, key: &mut K) -> bool {
+    let time = now();
+    let Some(task) = TASKS.get(mark.slot).filter(|task| task.epoch == mark.epoch) else { return false };
+    key.set_owner(mark, task.generation);
+    let allowed =
+        |verdict: Verdict| verdict.once == 0 && verdict.not_after >= time && verdict.effect == Effect::Allow.code();
+    let permitted = over(task, mark.epoch, time).is_none() && key.verdict().is_some_and(allowed);
+    permitted || task.mode == Mode::Audit.code()
 }
 
 #[inline(always)]

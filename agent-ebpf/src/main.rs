@@ -12,6 +12,7 @@ mod maps;
 mod offsets;
 mod record;
 mod sock;
+mod text;
 mod ticket;
 
 #[panic_handler]

@@ -75,6 +75,9 @@ struct Case {
     connect_unix: Option<Vec<Label>>,
     /// Where to listen, as `connect` says where to.
     listen: Option<Connect>,
+    /// Labels of a facility.
+    #[serde(rename = "use")]
+    facility: Option<Vec<Label>>,
     #[serde(default = "monday_morning")]
     at: Timestamp,
     expect: Expect,
@@ -165,12 +168,17 @@ fn intent(path: &[String]) -> IntentFacts {
 
 impl Case {
     fn class(&self, policies: &Policies) -> Class {
-        match (&self.read, &self.connect, &self.listen, &self.connect_unix) {
-            (None, None, None, Some(labels)) => policies.unix_class(&Arc::new(labels.iter().cloned().collect())),
-            (Some(labels), None, None, None) => policies.secret_class(&Arc::new(labels.iter().cloned().collect())),
-            (None, Some(connect), None, None) => policies.endpoint_class(&connect.endpoint()),
-            (None, None, Some(listen), None) => policies.listen_class(&listen.endpoint()),
-            _ => panic!("`{}` asks for one of `read`, `connect`, `listen` and `connectUnix`", self.name),
+        match (&self.read, &self.connect, &self.listen, &self.connect_unix, &self.facility) {
+            (None, None, None, Some(labels), None) => policies.unix_class(&Arc::new(labels.iter().cloned().collect())),
+            (None, None, None, None, Some(labels)) => {
+                policies.facility_class(&Arc::new(labels.iter().cloned().collect()))
+            }
+            (Some(labels), None, None, None, None) => {
+                policies.secret_class(&Arc::new(labels.iter().cloned().collect()))
+            }
+            (None, Some(connect), None, None, None) => policies.endpoint_class(&connect.endpoint()),
+            (None, None, Some(listen), None, None) => policies.listen_class(&listen.endpoint()),
+            _ => panic!("`{}` asks for one of `read`, `connect`, `listen`, `connectUnix` and `use`", self.name),
         }
     }
 }

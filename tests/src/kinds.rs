@@ -7,6 +7,7 @@ use crate::harness::skip;
 use crate::harness::world::{Lab, OPEN};
 use crate::{Test, on_every_tier};
 
+const NETLINK: i32 = libc::AF_NETLINK;
 const INET: i32 = libc::AF_INET;
 const STREAM: i32 = libc::SOCK_STREAM;
 const DGRAM: i32 = libc::SOCK_DGRAM;
@@ -29,30 +30,34 @@ pub(crate) fn tests() -> Vec<Test> {
         ("kinds::tcp_and_udp_can_be_made", tcp_and_udp),
     ]);
     // No cgroup program sees these families.
-    let families: [(&'static str, crate::Body); 3] = [
+    let families: [(&'static str, crate::Body); 8] = [
         ("kinds::packet", |lab| refused(lab, libc::AF_PACKET, RAW, 0)),
         ("kinds::vsock", |lab| refused(lab, libc::AF_VSOCK, STREAM, 0)),
         ("kinds::alg", |lab| refused(lab, libc::AF_ALG, libc::SOCK_SEQPACKET, 0)),
+        ("kinds::netlink_uevent", |lab| refused(lab, NETLINK, RAW, libc::NETLINK_KOBJECT_UEVENT)),
+        ("kinds::netlink_generic", |lab| refused(lab, NETLINK, DGRAM, libc::NETLINK_GENERIC)),
+        ("kinds::netlink_netfilter", |lab| refused(lab, NETLINK, RAW, libc::NETLINK_NETFILTER)),
+        ("kinds::netlink_xfrm", |lab| refused(lab, NETLINK, RAW, libc::NETLINK_XFRM)),
+        ("kinds::packet_by_io_uring", |lab| refused_by(lab, &["uring-kind"], libc::AF_PACKET, RAW, 0)),
     ];
     all.extend(families.map(|(name, body)| Test { name, needs: Tier::Full, body }));
     all
 }
 
 fn refused(lab: &Lab, family: i32, kind: i32, protocol: i32) -> Result<()> {
-    refused_in(lab, &[], family, kind, protocol)
+    refused_by(lab, &["socket"], family, kind, protocol)
 }
 
 /// In a network namespace that lets every group make them.
 fn ping(lab: &Lab, family: i32, protocol: i32) -> Result<()> {
-    refused_in(lab, &["netns", "netns-ping"], family, DGRAM, protocol)
+    refused_by(lab, &["netns", "netns-ping", "socket"], family, DGRAM, protocol)
 }
 
 /// Refused even to a task whose grant covers every endpoint here.
-fn refused_in(lab: &Lab, wrappers: &[&str], family: i32, kind: i32, protocol: i32) -> Result<()> {
+fn refused_by(lab: &Lab, way: &[&str], family: i32, kind: i32, protocol: i32) -> Result<()> {
     let world = lab.shared()?;
     let numbers = [family, kind, protocol].map(|number| number.to_string());
-    let words: Vec<&str> =
-        wrappers.iter().copied().chain(["socket"]).chain(numbers.iter().map(String::as_str)).collect();
+    let words: Vec<&str> = way.iter().copied().chain(numbers.iter().map(String::as_str)).collect();
     let control = world.unmarked(&words)?;
     if control.lines != ["ok"] {
         return Err(skip(format!("this kernel does not make such sockets: {}", control.lines.concat())));
@@ -78,5 +83,6 @@ fn tcp_and_udp(lab: &Lab) -> Result<()> {
             world.task().run(&words)?.expect(&["ok"])?;
         }
     }
-    Ok(())
+    let route = ["socket", &NETLINK.to_string(), &RAW.to_string(), &libc::NETLINK_ROUTE.to_string()];
+    world.task().run(&route)?.expect(&["ok"])
 }

@@ -4,6 +4,7 @@
 //! lacks is a failure. Tests of the full tier on a machine declared reduced are skipped by name.
 
 mod egress;
+mod facility;
 mod flood;
 mod flows;
 mod foreign;
@@ -21,6 +22,7 @@ mod records;
 mod reload;
 mod secrets;
 mod stopped;
+mod sysctl;
 mod unix;
 
 use std::collections::BTreeMap;
@@ -55,6 +57,8 @@ fn all() -> Vec<Test> {
         input::tier(),
         net::tests(),
         kinds::tests(),
+        facility::tests(),
+        sysctl::tests(),
         foreign::tests(),
         listen::tests(),
         lineage::tests(),

@@ -23,8 +23,11 @@ pub(crate) fn tests() -> Vec<Test> {
         ("net::udp_v4_mapped", |lab| over(lab, "udp", |w| udp_mapped(&w.open.udp4))),
         ("net::udp_connected", |lab| over(lab, "udp-connected", |w| w.open.udp())),
         ("net::udp_connected_v6", |lab| over(lab, "udp-connected", |w| Ok(w.open.udp6.address()?.to_string()))),
-        ("net::io_uring", |lab| uring(lab, "uring")),
-        ("net::io_uring_async", |lab| uring(lab, "uring-async")),
+        ("net::io_uring", |lab| uring(lab, "uring", false)),
+        ("net::io_uring_async", |lab| uring(lab, "uring-async", false)),
+        ("net::io_uring_sendmsg", |lab| uring(lab, "uring-sendmsg", true)),
+        ("net::io_uring_send", |lab| uring(lab, "uring-send", true)),
+        ("net::io_uring_socket", |lab| uring(lab, "uring-socket", false)),
         ("net::tcp_unspec_then_elsewhere", tcp_again),
         ("net::udp_connected_then_elsewhere", udp_elsewhere),
         ("net::udp_sendmmsg", udp_many),
@@ -66,9 +69,10 @@ pub(crate) fn refused_and_allowed(world: &World, words: &[&str]) -> Result<()> {
     world.decision(allowed.task()?, "connect", "allow", "policy")?.expect_policy("test/connect")
 }
 
-fn uring(lab: &Lab, way: &str) -> Result<()> {
+/// Policy permits this task io_uring: what it does by it is decided like everything else.
+fn uring(lab: &Lab, way: &str, datagram: bool) -> Result<()> {
     let world = lab.shared()?;
-    let words = [way, &world.open.tcp()?];
+    let words = [way, &if datagram { world.open.udp()? } else { world.open.tcp()? }];
     let control = world.unmarked(&words)?;
     if control.lines == ["errno ENOSYS"] || control.lines == ["errno EPERM"] {
         return Err(skip("this kernel has no io_uring, or has it switched off"));

@@ -1,9 +1,11 @@
 //! One file per thing guarded. Each hook is thin: find the mark, name the object, let `decide` answer.
 
+mod facility;
 mod file;
 mod listen;
 pub mod net;
 mod process;
 mod socket;
+mod sysctl;
 mod unix;
 mod wire;

@@ -25,6 +25,7 @@ const AF_UNIX: i32 = 1;
 const AF_INET: i32 = 2;
 const AF_INET6: i32 = 10;
 const AF_NETLINK: i32 = 16;
+const NETLINK_ROUTE: i32 = 0;
 const EPERM: i32 = 1;
 
 /// A kind of socket.
@@ -110,7 +111,9 @@ pub fn socket_create(ctx: LsmContext) -> i32 {
         return earlier;
     }
     let (family, kind, protocol, kernel): (i32, i32, i32, i32) = (ctx.arg(0), ctx.arg(1), ctx.arg(2), ctx.arg(3));
-    if kernel != 0 || matches!(family, AF_UNIX | AF_INET | AF_INET6 | AF_NETLINK) {
+    // Interfaces and routes are read by netlink, too; other protocols of it reach the firewall, IPsec, or any other module.
+    let harmless = matches!((family, protocol), (AF_UNIX | AF_INET | AF_INET6, _) | (AF_NETLINK, NETLINK_ROUTE));
+    if kernel != 0 || harmless {
         return 0;
     }
     let Some(mark) = current::lsm_task_mark() else { return 0 };

@@ -97,11 +97,26 @@ impl Snapshot {
         self.endpoints.labels() | self.unix.labels()
     }
 
+    /// The classes whose verdicts the kernel is given before it asks: without BPF LSM it asks of few facilities only.
+    pub(super) fn rows(&self, lsm: bool) -> impl Iterator<Item = (u32, Class)> {
+        let secrets = (1u32..).zip(self.classes.iter()).filter(move |_| lsm);
+        let facilities = Facility::ALL.iter().filter(move |facility| lsm || EVERYWHERE.contains(facility));
+        let facilities = facilities.filter_map(|facility| {
+            let class = CLASS_FACILITY | facility.code();
+            facility_labels(class).map(|labels| (class, self.policies.facility_class(&labels)))
+        });
+        let secrets = secrets.map(|(class, labels)| (class, self.policies.secret_class(labels)));
+        secrets.chain(facilities)
+    }
+
     /// The labels of a class of secrets.
     pub(super) fn class_labels(&self, class: u32) -> Option<&Arc<LabelSet>> {
         self.classes.get(usize::try_from(class).ok()?.checked_sub(1)?)
     }
 }
+
+/// Facilities that programs of every host guard.
+const EVERYWHERE: [Facility; 3] = [Facility::SourceRouting, Facility::SocketMark, Facility::Sysctl];
 
 /// The label of a facility of the kernel.
 pub(super) fn facility_labels(class: u32) -> Option<Arc<LabelSet>> {

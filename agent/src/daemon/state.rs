@@ -240,21 +240,18 @@ impl Daemon {
         Ok(())
     }
 
-    /// The rows of one task for every class of secrets, so that reads need no question, and for those of unix listeners
-    /// that callers do not name.
+    /// The rows of one task for every class of secrets, so that reads need no question, for those of unix listeners that callers
+    /// do not name, and for every facility, of which the kernel asks where nobody may wait.
     fn fill_rows(&mut self, task: &Task) -> Result<(), crate::kernel::MapError> {
-        if !matches!(self.guarding, Guarding::Kernel) {
-            return Ok(());
-        }
         let snapshot = self.shared.snapshot.load_full();
         let mut rows = Rows::new(Arc::clone(&self.shared.details), self.shared.patience);
         let at = now();
         let (slot, epoch, generation) = (task.slot, task.epoch, task.generation);
-        let secrets = (1u32..).zip(snapshot.classes.iter());
-        let secrets = secrets.map(|(number, labels)| (number, snapshot.policies.secret_class(labels)));
-        let unix = self.unix_names.classes().into_iter().map(|number| (number, snapshot.unix.of_class(number)));
+        let lsm = matches!(self.guarding, Guarding::Kernel);
+        let unix = self.unix_names.classes().into_iter().filter(|_| lsm);
+        let unix = unix.map(|number| (number, snapshot.unix.of_class(number)));
         let unix = unix.map(|(number, labels)| (number, snapshot.policies.unix_class(&labels)));
-        for (number, class) in secrets.chain(unix) {
+        for (number, class) in snapshot.rows(lsm).chain(unix) {
             let answer = rows.answer(&*snapshot, crate::decision::TaskKey { slot, epoch, generation }, class, at);
             if answer.verdict.once == 0 {
                 self.maps.rows.put(RowKey { slot, epoch, generation, class: number }, answer.verdict)?;

@@ -1,13 +1,16 @@
 //! Attaching: which program guards what, tried one by one on this kernel.
 
 use std::fs::File;
+use std::os::fd::AsFd;
 
 use aya::programs::links::{FdLink, LinkError};
 use aya::programs::{
-    BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, Lsm, Program,
-    ProgramError, SockOps,
+    BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, CgroupSysctl, Lsm,
+    Program, ProgramError, SockOps,
 };
 use aya::{Btf, Ebpf};
+
+use super::link::Link;
 
 /// One program and what it guards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,6 +53,18 @@ pub enum Guard {
     UnixStream,
     /// Datagrams to unix sockets, by who receives (BPF LSM).
     UnixDatagram,
+    /// Capabilities (BPF LSM).
+    Capable,
+    /// New user namespaces (BPF LSM).
+    UserNamespace,
+    /// io_uring and userfaultfd (BPF LSM).
+    AnonymousInode,
+    /// New tun and tap devices (BPF LSM).
+    TunCreate,
+    /// Tun and tap devices that are there (BPF LSM).
+    TunOpen,
+    /// Kernel settings below /proc/sys.
+    Sysctl,
 }
 
 #[derive(Clone, Copy)]
@@ -61,7 +76,7 @@ enum Kind {
 
 impl Guard {
     /// Every guard in the order of attaching: lineage and labels before what relies on them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 25] = [
         Self::Exit,
         Self::TaskAlloc,
         Self::Fork,
@@ -81,6 +96,12 @@ impl Guard {
         Self::UnixSend,
         Self::UnixStream,
         Self::UnixDatagram,
+        Self::Sysctl,
+        Self::Capable,
+        Self::UserNamespace,
+        Self::AnonymousInode,
+        Self::TunCreate,
+        Self::TunOpen,
     ];
 
     /// The program's name in the object.
@@ -105,6 +126,12 @@ impl Guard {
             Self::UnixSend => "unix_send",
             Self::UnixStream => "unix_stream",
             Self::UnixDatagram => "unix_datagram",
+            Self::Capable => "capable",
+            Self::UserNamespace => "userns_create",
+            Self::AnonymousInode => "inode_init_security_anon",
+            Self::TunCreate => "tun_dev_create",
+            Self::TunOpen => "tun_dev_open",
+            Self::Sysctl => "sysctl",
         }
     }
 
@@ -131,7 +158,12 @@ impl Guard {
             | Self::UnixConnect
             | Self::UnixSend
             | Self::UnixStream
-            | Self::UnixDatagram => Kind::Lsm,
+            | Self::UnixDatagram
+            | Self::Capable
+            | Self::UserNamespace
+            | Self::AnonymousInode
+            | Self::TunCreate
+            | Self::TunOpen => Kind::Lsm,
             _ => Kind::Cgroup,
         }
     }
@@ -172,12 +204,12 @@ pub enum AttachError {
 pub type Guards = Vec<(Guard, Result<(), AttachError>)>;
 
 /// Attaches the program of one guard. Dropping what is returned detaches it.
-pub(super) fn attach(ebpf: &mut Ebpf, btf: &Btf, cgroup: &File, guard: Guard) -> Result<FdLink, AttachError> {
+pub(super) fn attach(ebpf: &mut Ebpf, btf: &Btf, cgroup: &File, guard: Guard) -> Result<Link, AttachError> {
     let name = guard.program();
     let program = ebpf.program_mut(name).ok_or(AttachError::NoProgram(name))?;
     let result = match guard.kind() {
-        Kind::TracePoint => attach_tracepoint(program, guard.hook(), btf),
-        Kind::Lsm => attach_lsm(program, guard.hook(), btf),
+        Kind::TracePoint => attach_tracepoint(program, guard.hook(), btf).map(Link::Named),
+        Kind::Lsm => attach_lsm(program, guard.hook(), btf).map(Link::Named),
         Kind::Cgroup => attach_cgroup(program, cgroup),
     };
     result.map_err(|error| AttachError::Refused { program: name, source: Box::new(without_empty_log(error)) })
@@ -210,12 +242,13 @@ fn attach_lsm(program: &mut Program, hook: &str, btf: &Btf) -> Result<FdLink, Pr
 /// `Single` is right: cgroup links are attached beside others whatever this says, and `AllowMultiple` is refused with links.
 const MODE: CgroupAttachMode = CgroupAttachMode::Single;
 
-fn attach_cgroup(program: &mut Program, cgroup: &File) -> Result<FdLink, ProgramError> {
+fn attach_cgroup(program: &mut Program, cgroup: &File) -> Result<Link, ProgramError> {
     match program {
-        Program::CgroupSock(program) => attach_sock(program, cgroup),
-        Program::CgroupSockAddr(program) => attach_sock_addr(program, cgroup),
-        Program::CgroupSkb(program) => attach_skb(program, cgroup),
-        Program::SockOps(program) => attach_sock_ops(program, cgroup),
+        Program::CgroupSock(program) => attach_sock(program, cgroup).map(Link::Named),
+        Program::CgroupSockAddr(program) => attach_sock_addr(program, cgroup).map(Link::Named),
+        Program::CgroupSkb(program) => attach_skb(program, cgroup).map(Link::Named),
+        Program::SockOps(program) => attach_sock_ops(program, cgroup).map(Link::Named),
+        Program::CgroupSysctl(program) => attach_sysctl(program, cgroup),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
 }
@@ -247,4 +280,9 @@ fn attach_sock_ops(program: &mut SockOps, cgroup: &File) -> Result<FdLink, Progr
 /// Kernels before 5.7 attach without a link; none that has the rest does.
 fn as_link(link: Result<FdLink, LinkError>) -> Result<FdLink, ProgramError> {
     link.map_err(|error| ProgramError::IOError(std::io::Error::other(error)))
+}
+
+fn attach_sysctl(program: &mut CgroupSysctl, cgroup: &File) -> Result<Link, ProgramError> {
+    program.load()?;
+    Link::sysctl(program.fd()?.as_fd(), cgroup)
 }

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use agent_common::maps::{Mark, SLOT_DAEMON, Settings};
-use aya::programs::links::FdLink;
 use aya::{Btf, Ebpf, EbpfLoader, VerifierLogLevel};
 
 use super::abi::Abi;
 use super::attach::{self, AttachError, Guard, Guards};
 use super::btf::{self, BtfError};
 use super::cgroup::{self, CgroupError};
+use super::link::Link;
 use super::pin::Tenure;
 use super::{MapError, Maps, PinError, Pins, Ring, log, offsets};
 
@@ -56,7 +56,7 @@ pub enum LoadError {
 pub struct Kernel {
     ebpf: Ebpf,
     /// Attached as long as these, or the names under which they are pinned, are there.
-    links: Vec<FdLink>,
+    links: Vec<Link>,
     pins: Option<Tenure>,
     /// Set when the programs go, for the thread that prints their lines.
     gone: Arc<AtomicBool>,

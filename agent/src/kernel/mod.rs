@@ -8,6 +8,7 @@ pub mod btf;
 pub mod cgroup;
 pub mod fanotify;
 pub mod learn;
+mod link;
 pub mod load;
 mod log;
 pub mod lsm;

@@ -11,10 +11,10 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
-use aya::programs::links::FdLink;
 use nix::sys::statfs::statfs;
 
 use super::MapError;
+use super::link::Link;
 use super::maps::Slots;
 
 /// `BPF_FS_MAGIC` (include/uapi/linux/magic.h).
@@ -145,8 +145,8 @@ impl Pins {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn pin(&self, instance: u32, program: &str, link: FdLink) -> Result<FdLink, aya::pin::PinError> {
-        link.pin(self.instance(instance).join(program)).map(FdLink::from)
+    pub fn pin(&self, instance: u32, program: &str, link: Link) -> Result<Link, aya::pin::PinError> {
+        link.pin(&self.instance(instance).join(program))
     }
 
     /// Detaches a set of programs. Returns how many they were.

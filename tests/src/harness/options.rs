@@ -64,6 +64,10 @@ id = "coding"
 id = "fix-bug"
 [[intent]]
 id = "review"
+[[intent]]
+id = "sandbox"
+[[intent]]
+id = "administer"
 [[user]]
 id = "alice"
 [[agent]]
@@ -138,6 +142,20 @@ when { resource in Label::"net/loopback" || resource in principal.mayConnect };
 
 @id("test/start")
 permit (principal, action in [Action::"start", Action::"delegate"], resource);
+
+// What most tests need to bring a process into the surroundings that they ask about.
+@id("test/surroundings")
+permit (principal in Intent::"fix-bug", action == Action::"use", resource)
+when { resource in [
+    Label::"kernel/io_uring", Label::"kernel/user_namespace", Label::"kernel/sysctl", Label::"kernel/cap_sys_admin",
+    Label::"kernel/cap_net_admin", Label::"kernel/cap_checkpoint_restore", Label::"kernel/cap_dac_read_search"
+] };
+
+@id("test/sandbox")
+permit (principal in Intent::"sandbox", action == Action::"use", resource in Label::"kernel/user_namespace");
+
+@id("test/administer")
+permit (principal in Intent::"administer", action == Action::"use", resource in Label::"kernel");
 
 @id("test/shut")
 @reason("this endpoint is shut for everybody")

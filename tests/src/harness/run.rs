@@ -14,14 +14,21 @@ use super::world::World;
 #[derive(Debug)]
 pub(crate) struct Task<'a> {
     world: &'a World,
+    intent: &'static str,
     options: Vec<String>,
     stdin: Option<OwnedFd>,
 }
 
 impl<'a> Task<'a> {
     pub(crate) fn new(world: &'a World) -> Self {
-        let options = ["--agent", "coder", "--intent", "fix-bug"].map(str::to_owned).to_vec();
-        Self { world, options, stdin: None }
+        let options = ["--agent", "coder"].map(str::to_owned).to_vec();
+        Self { world, intent: "fix-bug", options, stdin: None }
+    }
+
+    /// Another intent than the usual one, which may change its surroundings.
+    pub(crate) fn intent(mut self, intent: &'static str) -> Self {
+        self.intent = intent;
+        self
     }
 
     pub(crate) fn option(mut self, name: &str, value: &str) -> Self {
@@ -55,7 +62,11 @@ impl<'a> Task<'a> {
     /// The probe under this task.
     fn command(self, words: &[&str]) -> Command {
         let mut command = self.world.daemon.writ(&["run", "-v"]);
-        command.args(&self.options).arg("--").arg(self.world.machine.program("writ-probe")).args(words);
+        command
+            .args(&self.options)
+            .args(["--intent", self.intent, "--"])
+            .arg(self.world.machine.program("writ-probe"))
+            .args(words);
         if let Some(fd) = self.stdin {
             command.stdin(fd);
         }

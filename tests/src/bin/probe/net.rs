@@ -28,6 +28,10 @@ pub(super) fn attempt(words: &[&str]) -> Option<Attempt> {
         ["http", proxy, target] => http(proxy, target),
         ["uring", to] => uring::connect(address(to), false),
         ["uring-async", to] => uring::connect(address(to), true),
+        ["uring-sendmsg", to] => uring::send_message(address(to)),
+        ["uring-send", to] => uring::send_to(address(to)),
+        ["uring-socket", to] => uring::socket_and_connect(address(to)),
+        ["uring-kind", family, kind, protocol] => uring::socket(number(family), number(kind), number(protocol)),
         ["flood", count, to] => flood(number(count), to),
         _ => return None,
     })

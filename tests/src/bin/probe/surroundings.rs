@@ -8,7 +8,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::lineage::in_child_doing;
 use crate::net::{errno, plain_socket};
-use crate::{Attempt, State, perform};
+use crate::{Attempt, State, attempt, perform};
 
 /// `None` if the first word is no wrapper.
 pub(super) fn wrap(state: &mut State, words: &[&str]) -> Option<Attempt> {
@@ -22,6 +22,7 @@ pub(super) fn wrap(state: &mut State, words: &[&str]) -> Option<Attempt> {
         ["netns-back", ref rest @ ..] => back_in_netns(state, rest),
         ["cgroup", directory, ref rest @ ..] => in_cgroup(state, directory, rest),
         ["chdir", directory, ref rest @ ..] => nix::unistd::chdir(directory).map(|()| perform(state, rest)),
+        ["then", first, ref rest @ ..] => then(state, first, rest),
         ["bind", from, to, ref rest @ ..] => bind(state, from, to, rest),
         _ => return None,
     })
@@ -72,6 +73,13 @@ fn bind(state: &mut State, from: &str, to: &str, rest: &[&str]) -> Attempt {
     let nothing: Option<&str> = None;
     mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)?;
     mount(Some(from), to, nothing, MsFlags::MS_BIND, nothing)?;
+    perform(state, rest);
+    Ok(())
+}
+
+/// One action of words joined by `+`, without a line about it if it goes well, and then another.
+fn then(state: &mut State, first: &str, rest: &[&str]) -> Attempt {
+    attempt(state, &first.split('+').collect::<Vec<_>>())?;
     perform(state, rest);
     Ok(())
 }

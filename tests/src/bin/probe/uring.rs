@@ -1,4 +1,4 @@
-//! connect(2) through io_uring, with bare system calls.
+//! Network calls through io_uring, with bare system calls.
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -12,7 +12,10 @@ use nix::sys::socket::SockaddrLike;
 use crate::Attempt;
 use crate::net::{socket_for, storage};
 
+const OP_SENDMSG: u8 = 9;
 const OP_CONNECT: u8 = 16;
+const OP_SEND: u8 = 26;
+const OP_SOCKET: u8 = 45;
 const ASYNC: u8 = 1 << 4;
 const ENTER_GETEVENTS: u32 = 1;
 const OFF_SQ: i64 = 0;
@@ -32,8 +35,9 @@ struct Params {
     cq: [u32; 10],
 }
 
-/// `struct io_uring_sqe`, as far as connect needs it.
+/// `struct io_uring_sqe`: `rest` is length and flags, user data, the ring's own numbers, and two more.
 #[repr(C)]
+#[derive(Default)]
 struct Submission {
     opcode: u8,
     flags: u8,
@@ -44,26 +48,92 @@ struct Submission {
     rest: [u64; 5],
 }
 
+/// Makes a ring and lets it go.
+pub(super) fn ring() -> Attempt {
+    set_up().map(drop)
+}
+
 pub(super) fn connect(to: SocketAddr, asynchronous: bool) -> Attempt {
     let socket = socket_for(to, libc::SOCK_STREAM)?;
     let target = storage(to);
+    submit(Submission {
+        opcode: OP_CONNECT,
+        flags: if asynchronous { ASYNC } else { 0 },
+        fd: socket.as_raw_fd(),
+        off: u64::from(target.len()),
+        addr: target.as_ptr() as u64,
+        ..Submission::default()
+    })
+    .map(drop)
+}
+
+/// sendmsg(2) of a datagram, to an address that the message names.
+pub(super) fn send_message(to: SocketAddr) -> Attempt {
+    let socket = socket_for(to, libc::SOCK_DGRAM)?;
+    let target = storage(to);
+    let mut part = libc::iovec { iov_base: c"x".as_ptr().cast_mut().cast(), iov_len: 1 };
+    // SAFETY: plain numbers and null pointers, all of which may be 0.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    (message.msg_name, message.msg_namelen) = (target.as_ptr().cast_mut().cast(), target.len());
+    (message.msg_iov, message.msg_iovlen) = (&raw mut part, 1);
+    let addr = (&raw const message) as u64;
+    let (opcode, fd) = (OP_SENDMSG, socket.as_raw_fd());
+    submit(Submission { opcode, fd, addr, rest: [1, 0, 0, 0, 0], ..Submission::default() }).map(drop)
+}
+
+/// send(2) of a datagram, to an address that the submission names (Linux 6.0 and later).
+pub(super) fn send_to(to: SocketAddr) -> Attempt {
+    let socket = socket_for(to, libc::SOCK_DGRAM)?;
+    let target = storage(to);
+    submit(Submission {
+        opcode: OP_SEND,
+        fd: socket.as_raw_fd(),
+        off: target.as_ptr() as u64,
+        addr: c"x".as_ptr() as u64,
+        // One byte; and the address's length, two bytes after the ring's own numbers.
+        rest: [1, 0, u64::from(target.len()) << 32, 0, 0],
+        ..Submission::default()
+    })
+    .map(drop)
+}
+
+/// socket(2), and a connection of what it gives.
+pub(super) fn socket_and_connect(to: SocketAddr) -> Attempt {
+    let family = if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let (opcode, off) = (OP_SOCKET, libc::SOCK_STREAM as u64);
+    let fd = submit(Submission { opcode, fd: family, off, ..Submission::default() })?;
+    // SAFETY: a new descriptor that is nobody else's.
+    crate::net::connect(&unsafe { OwnedFd::from_raw_fd(fd) }, to)
+}
+
+/// socket(2) of any kind.
+pub(super) fn socket(family: i32, kind: i32, protocol: i32) -> Attempt {
+    let fd = submit(Submission {
+        opcode: OP_SOCKET,
+        fd: family,
+        off: kind as u64,
+        rest: [protocol as u64, 0, 0, 0, 0],
+        ..Submission::default()
+    })?;
+    // SAFETY: a new descriptor that is nobody else's.
+    drop(unsafe { OwnedFd::from_raw_fd(fd) });
+    Ok(())
+}
+
+fn set_up() -> Attempt<(OwnedFd, Params)> {
     let mut params = Params::default();
     // SAFETY: the kernel reads and writes one live `io_uring_params`, which has the size of `Params`.
     let fd = Errno::result(unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, &raw mut params) })?;
     // SAFETY: a new descriptor that is nobody else's.
-    let ring = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    Ok((unsafe { OwnedFd::from_raw_fd(fd as i32) }, params))
+}
+
+/// Lets a ring of its own carry out one submission, whose memory lives until then.
+fn submit(submission: Submission) -> Attempt<i32> {
+    let (ring, params) = set_up()?;
     let sq = map(&ring, OFF_SQ)?;
     let cq = map(&ring, OFF_CQ)?;
     let entry = map(&ring, OFF_SQES)?.cast::<Submission>();
-    let submission = Submission {
-        opcode: OP_CONNECT,
-        flags: if asynchronous { ASYNC } else { 0 },
-        ioprio: 0,
-        fd: socket.as_raw_fd(),
-        off: u64::from(target.len()),
-        addr: target.as_ptr() as u64,
-        rest: [0; 5],
-    };
     let [_, tail, _, _, _, _, array, ..] = params.sq;
     let [_, _, _, _, _, completions, ..] = params.cq;
     // SAFETY: offsets that the kernel gave for these mappings; before `enter` nobody else looks at them.
@@ -79,7 +149,7 @@ pub(super) fn connect(to: SocketAddr, asynchronous: bool) -> Attempt {
     Errno::result(entered)?;
     // SAFETY: one completion is there, since `enter` waited for it; `res` follows the 8 bytes of `user_data`.
     let result = unsafe { cq.byte_add(completions as usize + 8).cast::<i32>().read_volatile() };
-    if result < 0 { Err(Errno::from_raw(-result)) } else { Ok(()) }
+    if result < 0 { Err(Errno::from_raw(-result)) } else { Ok(result) }
 }
 
 /// Maps one area of a ring with a single entry: each fits a page.
