@@ -43,6 +43,7 @@ const KEYS: &[&str] = &[
     "max_processes",
     "homes",
     "kernel_log",
+    "socket_mark_mask",
 ];
 
 /// The least coverage that the daemon starts with.
@@ -141,6 +142,8 @@ pub struct Config {
     pub homes: Homes,
     /// How much the kernel programs log for debugging.
     pub kernel_log: LevelFilter,
+    /// The bits of SO_MARK in which sockets of tasks carry their agent's number; 0 for none.
+    pub socket_mark_mask: u32,
 }
 
 /// Why there is no configuration.
@@ -217,6 +220,7 @@ impl Config {
         let contacts = reader.integer(root, "max_contacts_per_second", 1..=MAX_CONTACTS);
         let processes = reader.integer(root, "max_processes", 1..=MAX_PROCESSES);
         let pin_dir = read_pin_dir(&mut reader, root, flags)?;
+        let mask = reader.integer(root, "socket_mark_mask", 0..=i64::from(u32::MAX));
         let mut path = |key: &str, flag: &Option<PathBuf>, default: PathBuf| -> Result<PathBuf, ConfigError> {
             let own = reader.parsed(root, key, parse_path);
             Ok(flag_path(flag.as_deref())?.or(own).unwrap_or(default))
@@ -239,6 +243,7 @@ impl Config {
             max_outstanding: outstanding.and_then(to_non_zero).unwrap_or(DEFAULT_OUTSTANDING),
             max_contacts_per_second: contacts.and_then(to_non_zero).unwrap_or(DEFAULT_CONTACTS),
             homes: read_homes(&mut reader, root, &flags.homes)?,
+            socket_mark_mask: mask.and_then(|mask| u32::try_from(mask).ok()).unwrap_or(0),
             kernel_log: reader.parsed(root, "kernel_log", parse_level).unwrap_or(LevelFilter::OFF),
         };
         reader.finish()?;

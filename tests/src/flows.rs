@@ -35,7 +35,11 @@ pub(crate) fn tests() -> Vec<Test> {
 
 /// With daemons of their own.
 pub(crate) fn own_tests() -> Vec<Test> {
-    on_every_tier([("flows::policy_cuts_what_it_forbids_and_nothing_else", policy)])
+    on_every_tier([
+        ("flows::policy_cuts_what_it_forbids_and_nothing_else", policy),
+        ("flows::many_reloads_lose_no_byte_of_a_live_flow", reloads),
+        ("flows::sockets_carry_their_agents_mark", marks),
+    ])
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -297,4 +301,65 @@ fn whois_nobody(lab: &Lab) -> Result<()> {
     stream.read_to_string(&mut answer)?;
     ensure!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("ADDRESS:PORT"), "{answer}");
     Ok(())
+}
+
+/// What was decided goes over to each new generation: a connection that talks all the while loses nothing, and what was met
+/// before is answered by the kernel's own table.
+fn reloads(lab: &Lab) -> Result<()> {
+    let world = lab.own(Options::default())?;
+    let mut session = world.task().connect(OPEN).session()?;
+    let task = session.task()?;
+    let (tcp, udp) = (world.open.tcp()?, world.open.udp()?);
+    session.expect(&["live-tcp", &tcp, "1"], &["ok"])?;
+    session.expect(&["live-udp", &udp, "1"], &["ok"])?;
+    let mut stream = world.open.tcp4.next()?;
+    let generation = || -> Result<u64> {
+        Ok(world.daemon.status()?.pointer("/generation").and_then(Value::as_u64).unwrap_or_default())
+    };
+    let asked = world.daemon.counter("upcalls")?;
+    for round in 0..5 {
+        let before = generation()?;
+        world.daemon.signal(Signal::SIGHUP)?;
+        until("the next generation", 15, || {
+            session.expect(&["live-send", "0", "x"], &["ok"])?;
+            expect_text(&mut stream, "x")?;
+            session.expect(&["live-send", "1", "x"], &["ok"])?;
+            ensure!(world.open.udp4.arrived()? == 1, "a datagram was lost in round {round}");
+            Ok((generation()? > before).then_some(()))
+        })?;
+        session.expect(&["live-tcp", &tcp, "1"], &["ok"])?;
+    }
+    ensure!(world.daemon.counter("upcalls")? == asked, "something that was decided was asked again");
+    ensure!(cuts(&world, &task)?.is_empty(), "a connection was cut");
+    session.close()?;
+    world.daemon.stop().map(drop)
+}
+
+const MARKED: &str = "[[intent]]\nid = \"fix-bug\"\n[[agent]]\nid = \"coder\"\nsocket_mark = 5\n\
+                      [[agent]]\nid = \"plain\"\n[[agent]]\nid = \"large\"\nsocket_mark = 16\n";
+
+fn marks(lab: &Lab) -> Result<()> {
+    let options = Options::default().setting("socket_mark_mask = 0x00f00000").file("agents.toml", MARKED);
+    let world = lab.own(options)?;
+    let mut session = world.task().connect(OPEN).session()?;
+    let task = session.task()?;
+    session.expect(&["live-tcp", &world.open.tcp()?, "1"], &["ok"])?;
+    session.expect(&["live-udp", &world.open.udp()?, "1"], &["ok"])?;
+    let mark = 0x0050_0000_u64;
+    for flow in ["0", "1"] {
+        session.expect(&["live-mark", flow], &[&mark.to_string(), "ok"])?;
+    }
+    ensure!(world.event(&task, "task_started")?.number("/socket_mark") == mark, "the record says otherwise");
+    expect_at(&world.daemon.ask(&["task", "show", &task])?, "/socket_mark", mark)?;
+    let accepted = world.open.tcp4.next()?;
+    let ends = (accepted.local_addr()?.to_string(), accepted.peer_addr()?.to_string());
+    expect_at(&world.daemon.ask(&["whois", &ends.0, &ends.1])?, "/mark", mark)?;
+    let refused = world.task().agent("large").run(&["env", "WRIT_TASK"])?;
+    ensure!(refused.stderr.contains("has no room in the mask 0xf00000"), "{refused:?}");
+    let mut plain = world.task().agent("plain").connect(OPEN).session()?;
+    plain.expect(&["live-tcp", &world.open.tcp()?, "1"], &["ok"])?;
+    plain.expect(&["live-mark", "0"], &["0", "ok"])?;
+    session.close()?;
+    plain.close()?;
+    world.daemon.stop().map(drop)
 }

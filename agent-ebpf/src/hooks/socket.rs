@@ -98,8 +98,9 @@ fn set_socket_mark(ctx: &SockContext, mark: &Mark) {
     if let Some(task) = TASKS.get(mark.slot)
         && task.socket_mark != 0
     {
-        // SAFETY: `mark` is a writable field of the program's context.
-        unsafe { (*ctx.sock).mark = task.socket_mark }
+        // Other bits may be somebody else's, such as another program's.
+        // SAFETY: `mark` is a readable and writable field of the program's context.
+        unsafe { (*ctx.sock).mark |= task.socket_mark }
     }
 }
 

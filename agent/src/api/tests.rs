@@ -129,6 +129,7 @@ pub(crate) fn task() -> TaskView {
         expires_at: 1_700_001_800_000,
         ended_at: None,
         processes: 2,
+        socket_mark: 0x2_0000,
         counts: CountsView { allowed: 3, denied: 1, would_denied: 0 },
         slot: 0,
         epoch: 1,

@@ -91,6 +91,9 @@ pub struct TaskView {
     pub ended_at: Option<UnixMillis>,
     /// Marked processes alive.
     pub processes: u64,
+    /// What is set of its sockets' SO_MARK; 0 for nothing.
+    #[serde(default)]
+    pub socket_mark: u32,
     /// What was decided for it.
     pub counts: CountsView,
     /// Slot in the kernel's task map.

@@ -88,6 +88,7 @@ fn show_text(task: &TaskView, now: UnixMillis) -> String {
         ),
         ("command", command(task)),
     ];
+    lines.extend((task.socket_mark != 0).then(|| ("socket mark", format!("{:#x}", task.socket_mark))));
     lines.extend(task.ended_at.map(|at| ("ended", time(at))));
     pairs(&lines)
 }
@@ -136,6 +137,7 @@ t-0000000000001  coder  fix-bug  expired  enforce  -     2      3        1      
             "goal:         a\\u{7}b",
             "expires:      2023-11-14T22:43:20Z (left: 30m)",
             "chain:        -",
+            "socket mark:  0x20000",
             "ended:        2023-11-14T22:13:20Z",
             "command:      sh -c make test",
         ] {

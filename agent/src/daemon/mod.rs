@@ -2,6 +2,7 @@
 
 mod canary;
 mod canary_task;
+mod carry;
 mod coverage;
 mod cuts;
 mod detach;

@@ -136,7 +136,8 @@ pub(super) fn start(config: Config, flags: &Flags, sources: Sources, lock: File)
     let (flows, flow_news, thread) = flows::start(shared.clone(), maps_of_flows)
         .map_err(|error| DaemonError::System("start the flow thread", error))?;
     threads.push(("the flow thread", thread));
-    let limits = Limits { default_ttl: config.default_ttl, max_ttl: config.max_ttl };
+    let limits =
+        Limits { default_ttl: config.default_ttl, max_ttl: config.max_ttl, socket_mark_mask: config.socket_mark_mask };
     let mut table = TaskTable::new(limits, generation);
     inherited.epochs.iter().for_each(|&(slot, epoch)| table.skip_epoch(slot, epoch));
     let parts = Parts {

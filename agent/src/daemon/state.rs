@@ -294,6 +294,7 @@ impl Daemon {
 
     /// Makes every verdict that was given so far unreachable: the tasks' generation is part of their key.
     pub(super) fn renumber(&mut self, generation: u32) {
+        self.carry_over(self.generation, generation);
         self.generation = generation;
         self.table.set_generation(generation);
         let tasks: Vec<Task> = self.table.active().cloned().collect();
@@ -348,6 +349,7 @@ impl Daemon {
             grant_read: task.facts.may_read.clone(),
             grant_connect: task.facts.may_connect.clone(),
             expires_at: Timestamp::from_millisecond(task.facts.expires_at).unwrap_or(Timestamp::MAX),
+            socket_mark: (task.socket_mark != 0).then_some(task.socket_mark),
             process: Some(process),
             argv: Some(task.argv.to_vec()),
         };
@@ -387,7 +389,10 @@ fn refusal(error: &OpenError) -> ErrorBody {
         OpenError::IntentNotAllowed { .. } => ErrorCode::IntentNotAllowed,
         OpenError::Ttl(_) => ErrorCode::BadTtl,
         OpenError::Full(_) => ErrorCode::TasksFull,
-        OpenError::BadLabel(_) | OpenError::TooManyLabels(_) | OpenError::GoalTooLong(_) => ErrorCode::BadRequest,
+        OpenError::BadLabel(_)
+        | OpenError::TooManyLabels(_)
+        | OpenError::GoalTooLong(_)
+        | OpenError::SocketMark { .. } => ErrorCode::BadRequest,
     };
     ErrorBody::from_error(code, error)
 }

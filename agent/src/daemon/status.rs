@@ -139,6 +139,7 @@ impl Daemon {
             expires_at: facts.expires_at,
             ended_at: task.ended,
             processes: self.processes(task),
+            socket_mark: task.socket_mark,
             counts: CountsView {
                 allowed: task.counts.allowed,
                 denied: task.counts.denied,

@@ -87,6 +87,12 @@ impl<K: Pod, V: Pod> Table<K, V> {
         let _ = self.map.remove(&Wire(key));
     }
 
+    /// At most so many keys, and no more once that instant has passed.
+    pub fn keys_within(&self, end: std::time::Instant, most: usize) -> Vec<K> {
+        let keys = self.map.keys().filter_map(Result::ok).map(|wire| wire.0);
+        keys.take(most).take_while(|_| std::time::Instant::now() < end).collect()
+    }
+
     /// All keys, as far as they stand still.
     pub fn keys(&self) -> Vec<K> {
         self.map.keys().filter_map(Result::ok).map(|wire| wire.0).collect()

@@ -27,6 +27,9 @@ pub struct TaskStarted {
     /// When the kernel ends it.
     #[serde(with = "words::time")]
     pub expires_at: Timestamp,
+    /// What is set of its sockets' SO_MARK, if anything is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket_mark: Option<u32>,
     /// Its first process, if it was started with one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<Process>,

@@ -82,6 +82,7 @@ pub(crate) fn started() -> TaskStarted {
         grant_read: labels(&["secret/git"]),
         grant_connect: labels(&["net/llm"]),
         expires_at: time(),
+        socket_mark: None,
         process: Some(process()),
         argv: Some(vec!["curl".into(), "x".into()]),
     }

@@ -52,19 +52,38 @@ pub struct KnownLabels<'a> {
     pub connect: &'a LabelSet,
 }
 
-/// How long tasks may run.
+/// How long tasks may run, and the bits by which their sockets are told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// For a request that names none.
     pub default_ttl: Duration,
     /// The longest that a request may name.
     pub max_ttl: Duration,
+    /// The bits of SO_MARK that are writ's; 0 for none.
+    pub socket_mark_mask: u32,
+}
+
+impl Limits {
+    /// The value of SO_MARK for an agent's number, laid into the bits that are writ's from the lowest up. `None` if it has more
+    /// bits than there are.
+    pub(super) fn socket_mark(&self, number: u32) -> Option<u32> {
+        let (mut value, mut rest) = (0, number);
+        for bit in (0..u32::BITS).map(|bit| 1 << bit).filter(|bit| self.socket_mark_mask & bit != 0) {
+            value |= if rest & 1 == 1 { bit } else { 0 };
+            rest >>= 1;
+        }
+        (rest == 0).then_some(value)
+    }
 }
 
 impl Default for Limits {
     /// One hour; one week.
     fn default() -> Self {
-        Self { default_ttl: Duration::from_secs(3600), max_ttl: Duration::from_secs(7 * 24 * 3600) }
+        Self {
+            default_ttl: Duration::from_secs(3600),
+            max_ttl: Duration::from_secs(7 * 24 * 3600),
+            socket_mark_mask: 0,
+        }
     }
 }
 
@@ -108,6 +127,19 @@ pub enum OpenError {
     /// A time to live that is malformed or out of bounds.
     #[error("the ttl {0}")]
     Ttl(#[from] DurationError),
+    /// The agent's number has no room in the bits of SO_MARK that are writ's.
+    #[error(
+        "the `socket_mark` {number} of agent `{agent}` has no room in the mask {mask:#x}; widen `socket_mark_mask` in \
+         writd.toml, or give a smaller number"
+    )]
+    SocketMark {
+        /// Agent id.
+        agent: String,
+        /// Its number.
+        number: u32,
+        /// The mask.
+        mask: u32,
+    },
     /// Every slot is taken.
     #[error("all {0} task slots are taken; end a task first: `writ task list` shows them, `writ task revoke` ends one")]
     Full(usize),

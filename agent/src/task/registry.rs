@@ -13,6 +13,7 @@
 //! groups = ["engineering"]
 //! owner = "alice"
 //! intents = ["fix-bug"]   # left out: any intent
+//! socket_mark = 2         # its number within the bits of `socket_mark_mask`; left out: none
 //!
 //! [[user]]
 //! id = "alice"
@@ -43,6 +44,7 @@ pub struct Registry {
 struct Agent {
     facts: AgentFacts,
     intents: Option<Vec<Arc<str>>>,
+    socket_mark: Option<u32>,
 }
 
 /// A name that the registry does not have.
@@ -102,6 +104,11 @@ impl Registry {
         self.agents.get(agent)?.intents.as_deref()
     }
 
+    /// The agent's number within the bits of SO_MARK that are writ's.
+    pub fn socket_mark(&self, agent: &str) -> Option<u32> {
+        self.agents.get(agent)?.socket_mark
+    }
+
     /// The intent with this id.
     ///
     /// # Errors
@@ -146,14 +153,21 @@ fn agents(
     groups: &Hierarchy,
     intents: &Hierarchy,
 ) -> BTreeMap<Arc<str>, Agent> {
-    let mut agents = BTreeMap::new();
+    let mut agents: BTreeMap<Arc<str>, Agent> = BTreeMap::new();
     for table in reader.tables(root, "agent") {
-        reader.check_keys(table, &["id", "groups", "owner", "intents"]);
+        reader.check_keys(table, &["id", "groups", "owner", "intents", "socket_mark"]);
+        let socket_mark = reader.integer(table, "socket_mark", 1..=i64::from(u32::MAX));
+        let socket_mark = socket_mark.and_then(|number| u32::try_from(number).ok());
         let owner = reader.text(table, "owner").map(|owner| owner.into_inner().into());
         let groups = listed_groups(reader, table, groups);
         let intents = listed_intents(reader, table, intents);
         let Some(id) = id(reader, table) else { continue };
-        let agent = Agent { facts: AgentFacts { id: id.clone(), groups, owner }, intents };
+        let agent = Agent { facts: AgentFacts { id: id.clone(), groups, owner }, intents, socket_mark };
+        let same = |other: &Agent| socket_mark.is_some() && other.socket_mark == socket_mark;
+        if let Some(other) = agents.values().find(|other| same(other)) {
+            let message = format!("the agents `{}` and `{id}` have the same `socket_mark`", other.facts.id);
+            reader.report(table.span(), &message, "give each agent a number of its own");
+        }
         if agents.insert(id.clone(), agent).is_some() {
             report_twice(reader, "agent", &id, table.span());
         }

@@ -54,6 +54,8 @@ pub struct Task {
     pub mode: Mode,
     /// What a first contact gets while the daemon is lost.
     pub on_daemon_loss: DaemonLoss,
+    /// What is set of its sockets' SO_MARK; 0 for nothing.
+    pub socket_mark: u32,
     /// End of life, `CLOCK_BOOTTIME` nanoseconds.
     pub deadline: u64,
     /// Where it stands; never `Free`.
@@ -133,6 +135,7 @@ impl TaskTable {
         now: Now,
     ) -> Result<&Task, OpenError> {
         let resolved = Resolved::new(request, registry, known, self.limits)?;
+        let socket_mark = self.socket_mark(registry, &request.agent)?;
         let id = self.fresh_id();
         let (slot, epoch) = self.take_slot()?;
         let task = Task {
@@ -144,6 +147,7 @@ impl TaskTable {
             generation: self.generation,
             mode: request.mode,
             on_daemon_loss: request.on_daemon_loss,
+            socket_mark,
             status: TaskStatus::Active,
             started: now.wall,
             ended: None,
@@ -152,6 +156,14 @@ impl TaskTable {
         self.opened += 1;
         let full = OpenError::Full(self.slots.len());
         Ok(self.slot_mut(slot).ok_or(full)?.task.insert(task))
+    }
+
+    /// Of a registered agent; 0 where nothing is configured.
+    fn socket_mark(&self, registry: &Registry, agent: &str) -> Result<u32, OpenError> {
+        let mask = self.limits.socket_mark_mask;
+        let Some(number) = registry.socket_mark(agent).filter(|_| mask != 0) else { return Ok(0) };
+        let mark = self.limits.socket_mark(number);
+        mark.ok_or_else(|| OpenError::SocketMark { agent: agent.to_owned(), number, mask })
     }
 
     /// Moves an active task to `status`; the first cause stays. `None` if there is no such active task.
@@ -295,7 +307,7 @@ pub fn state(task: &Task) -> TaskState {
         epoch: task.epoch,
         generation: task.generation,
         on_daemon_loss: task.on_daemon_loss.code(),
-        socket_mark: 0,
+        socket_mark: task.socket_mark,
     }
 }
 

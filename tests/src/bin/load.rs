@@ -13,20 +13,24 @@
 //! | `first ADDRESS COUNT GAP` | how many connects were refused, then the time of each, with GAP microseconds between them; each goes to the next address |
 //! | `listen` | the port of a TCP server on every address |
 //! | `drain` | how many connections that server has taken in since |
+//! | `flows ADDRESS COUNT` | nothing, once so many TCP connections are open, on which a thread sends all the time |
+//! | `revoke SOCKET TASK COUNT` | takes so many connections in, waits until all of them send, revokes the task by the daemon's socket: how long that took, then for each connection how long after the call its last byte came |
 //! | `peer` | the port of a TCP server on loopback that answers each block with one byte |
 //! | `blocks ADDRESS SIZE COUNT BATCHES` | a time for each batch of blocks sent to such a server and answered |
 
 use std::io::{self, BufRead, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::str::FromStr;
-use std::thread::sleep;
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::sockopt::Linger;
 use nix::sys::socket::{
     AddressFamily, Backlog, MsgFlags, SockFlag, SockType, SockaddrIn, accept, bind, connect, getsockname, listen, recv,
@@ -40,6 +44,8 @@ use nix::sys::uio::pread;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Connections that the server keeps until it is told to drain.
 const BACKLOG: i32 = 4096;
+/// After so long without a byte none is on its way any more: a held-up segment is sent again sooner.
+const SILENCE: Duration = Duration::from_millis(400);
 
 fn main() -> ExitCode {
     let mut server = None;
@@ -66,6 +72,10 @@ fn obey(line: &str, server: &mut Option<OwnedFd>) -> Result<Vec<u64>> {
         ["sendto", count, batches] => datagrams(Plan::new(count, batches)?),
         ["first", address, count, gap] => first(parse(address)?, parse(count)?, Duration::from_micros(parse(gap)?)),
         ["listen"] => serve(server),
+        ["flows", address, count] => flows(parse(address)?, parse(count)?),
+        ["revoke", daemon, task, count] => {
+            revoke(server.as_ref().context("there is no server")?, daemon, task, parse(count)?)
+        }
         ["peer"] => peer(),
         ["blocks", address, size, count, batches] => blocks(parse(address)?, parse(size)?, Plan::new(count, batches)?),
         ["drain"] => drain(server.as_ref().context("there is no server")?),
@@ -251,4 +261,97 @@ fn drain(server: &OwnedFd) -> Result<Vec<u64>> {
         }
         taken += 1;
     }
+}
+
+fn flows(to: SocketAddrV4, count: u32) -> Result<Vec<u64>> {
+    let to = SockaddrIn::from(to);
+    warm_up(&mut || connect(stream()?.as_raw_fd(), &to))?;
+    let open = |_| -> Result<OwnedFd> {
+        let socket = stream()?;
+        connect(socket.as_raw_fd(), &to).context("cannot connect")?;
+        Ok(socket)
+    };
+    let sockets = (0..count).map(open).collect::<Result<Vec<OwnedFd>>>()?;
+    // Until the process ends: what a revoked task is told is of no interest here.
+    thread::spawn(move || {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        loop {
+            let sent =
+                sockets.iter().filter(|socket| nix::sys::socket::send(socket.as_raw_fd(), &[0; 64], flags).is_ok());
+            if sent.count() == 0 {
+                thread::yield_now();
+            }
+        }
+    });
+    Ok(Vec::new())
+}
+
+fn revoke(server: &OwnedFd, daemon: &str, task: &str, count: usize) -> Result<Vec<u64>> {
+    let peers = take_in(server, count)?;
+    let mut last = vec![None; count];
+    let started = Instant::now();
+    while last.iter().any(Option::is_none) && started.elapsed() < PATIENCE {
+        receive(&peers, &mut last)?;
+    }
+    let mut stream = UnixStream::connect(daemon).context("cannot reach the daemon")?;
+    let head = format!(
+        "POST /v1/tasks/{task}/revoke HTTP/1.1\r\nHost: writ\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+    );
+    let called = Instant::now();
+    let call = thread::spawn(move || -> Result<u64> {
+        stream.write_all(head.as_bytes())?;
+        let mut answer = [0; 15];
+        stream.read_exact(&mut answer)?;
+        let took = nanoseconds(called);
+        if answer.starts_with(b"HTTP/1.1 200") {
+            Ok(took)
+        } else {
+            Err(anyhow!("the daemon does not revoke `{answer:?}`"))
+        }
+    });
+    let mut newest = called;
+    while newest.elapsed() < SILENCE || !call.is_finished() {
+        if receive(&peers, &mut last)? {
+            newest = Instant::now();
+        }
+    }
+    let answered = call.join().map_err(|_| anyhow!("the call panicked"))??;
+    let after = |at: &Option<Instant>| at.map_or(0, |at| at.saturating_duration_since(called).as_nanos());
+    let after = last.iter().map(|at| u64::try_from(after(at)).unwrap_or(u64::MAX));
+    Ok([answered].into_iter().chain(after).collect())
+}
+
+/// The first `count` connections that are not closed at once: one only warmed up.
+fn take_in(server: &OwnedFd, count: usize) -> Result<Vec<OwnedFd>> {
+    let (mut peers, started) = (Vec::new(), Instant::now());
+    while peers.len() < count && started.elapsed() < PATIENCE {
+        let connection = match accept(server.as_raw_fd()) {
+            // SAFETY: the descriptor is new and nobody else's.
+            Ok(connection) => unsafe { OwnedFd::from_raw_fd(connection) },
+            Err(Errno::EAGAIN) => {
+                sleep(Duration::from_millis(1));
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if recv(connection.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) != Err(Errno::ECONNRESET)
+        {
+            peers.push(connection);
+        }
+    }
+    Ok(peers)
+}
+
+/// Takes what has come and notes when it was there. Whether anything was.
+fn receive(peers: &[OwnedFd], last: &mut [Option<Instant>]) -> Result<bool> {
+    let mut fds: Vec<PollFd<'_>> = peers.iter().map(|peer| PollFd::new(peer.as_fd(), PollFlags::POLLIN)).collect();
+    poll(&mut fds, PollTimeout::from(5_u8))?;
+    let ready: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(false)).collect();
+    let (mut any, mut buffer) = (false, vec![0; 1 << 16]);
+    for ((peer, last), _) in peers.iter().zip(last).zip(ready).filter(|(_, ready)| *ready) {
+        if recv(peer.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT).is_ok_and(|bytes| bytes > 0) {
+            (*last, any) = (Some(Instant::now()), true);
+        }
+    }
+    Ok(any)
 }

@@ -36,6 +36,14 @@ impl<'a> Task<'a> {
         self
     }
 
+    /// Another agent than the usual one.
+    pub(crate) fn agent(mut self, id: &str) -> Self {
+        if let Some(agent) = self.options.get_mut(1) {
+            id.clone_into(agent);
+        }
+        self
+    }
+
     pub(crate) fn connect(self, label: &str) -> Self {
         self.option("--grant-connect", label)
     }

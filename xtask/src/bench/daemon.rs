@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::load::Load;
 use super::site::Site;
@@ -59,6 +60,17 @@ pub(super) struct PolicyCount {
     pub(super) count: usize,
 }
 
+#[derive(Debug, Deserialize)]
+struct Tasks {
+    tasks: Vec<Task>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Task {
+    id: String,
+    status: String,
+}
+
 /// A daemon that answers. It stops when this is dropped.
 pub(super) struct Daemon<'a> {
     running: Running,
@@ -95,7 +107,14 @@ impl<'a> Daemon<'a> {
 
     /// What it says now.
     pub(super) fn status(&self) -> Result<Status> {
-        ask(&self.site.socket())
+        ask(&self.site.socket(), "/v1/status")
+    }
+
+    /// The id of the one task that is active.
+    pub(super) fn active_task(&self) -> Result<String> {
+        let tasks: Tasks = ask(&self.site.socket(), "/v1/tasks")?;
+        let active = tasks.tasks.into_iter().find(|task| task.status == "active");
+        Ok(active.context("no task is active")?.id)
     }
 
     /// Processor time of all its threads, in nanoseconds.
@@ -115,7 +134,7 @@ struct Running(Child);
 impl Running {
     fn first_answer(&mut self, site: &Site, started: Instant) -> Result<Status> {
         loop {
-            match ask(&site.socket()) {
+            match ask(&site.socket(), "/v1/status") {
                 Ok(status) => return Ok(status),
                 Err(error) if started.elapsed() > START_LIMIT => return Err(error.context("writd does not get ready")),
                 Err(_) => sleep(POLL),
@@ -137,16 +156,16 @@ impl Drop for Running {
     }
 }
 
-fn ask(socket: &Path) -> Result<Status> {
+fn ask<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T> {
     let mut stream = UnixStream::connect(socket)?;
-    stream.write_all(b"GET /v1/status HTTP/1.1\r\nHost: writ\r\nConnection: close\r\n\r\n")?;
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: writ\r\nConnection: close\r\n\r\n").as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     body(&answer)
 }
 
 /// The body of an HTTP answer that says 200.
-fn body(answer: &str) -> Result<Status> {
+fn body<T: DeserializeOwned>(answer: &str) -> Result<T> {
     match answer.split_once("\r\n\r\n") {
         Some((head, body)) if head.starts_with("HTTP/1.1 200 ") => Ok(serde_json::from_str(body)?),
         _ => bail!("the daemon answers `{}`", answer.lines().next().unwrap_or_default()),
@@ -160,11 +179,11 @@ mod tests {
     #[test]
     fn only_a_good_answer_is_a_status() {
         let json = r#"{"tier":"full","memory_kib":4096,"policies":{"count":7,"loaded_at":1},"rates":{}}"#;
-        let status = body(&format!("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n{json}")).unwrap();
+        let status: Status = body(&format!("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n{json}")).unwrap();
         assert_eq!((status.tier.as_str(), status.memory_kib, status.policies.count), ("full", 4096, 7));
-        let error = body("HTTP/1.1 504 Gateway Timeout\r\n\r\n{}").unwrap_err();
+        let error = body::<Status>("HTTP/1.1 504 Gateway Timeout\r\n\r\n{}").unwrap_err();
         assert!(error.to_string().contains("504"), "{error}");
-        assert!(body("").is_err());
-        assert!(body("HTTP/1.1 200 OK\r\n\r\n{").is_err());
+        assert!(body::<Status>("").is_err());
+        assert!(body::<Status>("HTTP/1.1 200 OK\r\n\r\n{").is_err());
     }
 }

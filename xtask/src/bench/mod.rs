@@ -5,6 +5,7 @@ mod daemon;
 mod guest;
 mod host;
 mod load;
+mod revoke;
 mod site;
 mod stats;
 mod table;
@@ -25,6 +26,9 @@ use crate::{build, repo, setup};
 /// Measure what the daemon costs, on this host (as root) and in a virtual machine that counts instructions.
 #[derive(clap::Args)]
 pub(crate) struct Options {
+    /// Measure this part alone.
+    #[arg(value_enum)]
+    part: Option<Part>,
     /// Write the numbers to this file as well.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -40,6 +44,13 @@ pub(crate) struct Options {
     /// Be the part that runs in the virtual machine, with the programs in this directory (internal).
     #[arg(long, hide = true)]
     in_guest: Option<PathBuf>,
+}
+
+/// A part of the bench.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// From a revocation to the last byte that a peer receives.
+    Revoke,
 }
 
 /// What was measured.
@@ -65,10 +76,19 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         command("cargo", ["build", "--quiet", "--release", "--package", "tests", "--bin", "writ-load"])
             .current_dir(repo::root()),
     )?;
+    if options.part == Some(Part::Revoke) {
+        let revoked = revoke::run(&Programs::built())?;
+        print!("{}", table::revoked(&revoked) + &table::targets(&[targets::revoked(&revoked)]));
+        return write_json(options, &revoked);
+    }
     let report = measure(options)?;
     print!("{}", table::render(&report));
+    write_json(options, &report)
+}
+
+fn write_json(options: &Options, report: &impl Serialize) -> Result<()> {
     if let Some(file) = &options.json {
-        let text = serde_json::to_string_pretty(&report)?;
+        let text = serde_json::to_string_pretty(report)?;
         fs::write(file, text + "\n").with_context(|| format!("cannot write `{}`", file.display()))?;
     }
     Ok(())

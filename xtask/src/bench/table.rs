@@ -6,6 +6,7 @@ use super::Report;
 use super::capacity::Capacity;
 use super::guest::Counted;
 use super::host::Host;
+use super::revoke::Revoked;
 use super::stats::{Distribution, Summary};
 use super::targets::Target;
 
@@ -52,7 +53,7 @@ fn nanoseconds(summary: Summary) -> String {
 
 fn distribution(name: &str, of: Distribution) -> String {
     let Distribution { count, p50, p90, p99, max } = of;
-    format!("{name:22} p50 {p50:.1}  p90 {p90:.1}  p99 {p99:.1}  max {max:.1}  of {count}\n")
+    format!("{name:22} p50 {p50:.2}  p90 {p90:.2}  p99 {p99:.2}  max {max:.2}  of {count}\n")
 }
 
 fn capacity(capacity: &Capacity) -> String {
@@ -82,7 +83,18 @@ fn guest(counted: &Counted) -> String {
     text
 }
 
-fn targets(targets: &[Target]) -> String {
+/// Of each number of connections.
+pub(super) fn revoked(revoked: &[Revoked]) -> String {
+    let mut text = "\nfrom the call that revokes a task, milliseconds\n".to_owned();
+    for of in revoked {
+        let _ = writeln!(text, "{} connections, {} rounds", of.flows, of.rounds);
+        text += &distribution("  to the last byte", of.last_byte);
+        text += &distribution("  to the answer", of.answered);
+    }
+    text
+}
+
+pub(super) fn targets(targets: &[Target]) -> String {
     let mut text = "\ntargets\n".to_owned();
     for Target { name, limit, measured, unit, met } in targets {
         let word = if *met { "met" } else { "missed" };

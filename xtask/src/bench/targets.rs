@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::capacity::Capacity;
 use super::host::{Cost, Host, Process};
+use super::revoke::Revoked;
 use super::work::Operation;
 
 /// A promise and what was measured.
@@ -20,6 +21,12 @@ impl Target {
     fn below(name: impl Into<String>, limit: f64, measured: f64, unit: &'static str) -> Self {
         Self { name: name.into(), limit, measured, unit, met: measured < limit }
     }
+}
+
+/// The promise about revocations.
+pub(super) fn revoked(revoked: &[Revoked]) -> Target {
+    let hundred = revoked.iter().find(|of| of.flows == 100).map_or(f64::NAN, |of| of.last_byte.p99);
+    Target::below("last byte after a revocation, p99 at 100 connections", 5.0, hundred, "ms")
 }
 
 /// Every promise that can be measured on a host.

@@ -103,6 +103,11 @@ impl Server {
         self.port
     }
 
+    /// Has the process in which it lives do something else.
+    pub(super) fn ask(&mut self, command: &str) -> Result<Vec<u64>> {
+        self.load.ask(command)
+    }
+
     /// Takes in what has come, so that there is room for more.
     pub(super) fn drain(&mut self) -> Result<()> {
         self.load.ask("drain").map(drop)
