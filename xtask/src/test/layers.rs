@@ -54,10 +54,11 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Builds the privileged suite.
+    /// Builds all that runs: units, the daemon and the privileged suite. In one call, since cargo compiles what they share
+    /// anew for each selection of packages that asks for other features of it.
     pub(crate) fn new(filter: Option<String>) -> Result<Self> {
-        progress("building the privileged suite");
-        run(&mut command("cargo", ["build", "--quiet", "--package", "tests", "--bins"]))?;
+        progress("building units, daemon and privileged suite");
+        run(&mut command("cargo", ["build", "--quiet", "--workspace", "--all-targets"]))?;
         Ok(Self { filter, binaries: repo::binaries() })
     }
 

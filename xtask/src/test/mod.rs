@@ -41,41 +41,51 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     std::env::set_current_dir(repo::root()).context("cannot enter the repository")?;
     let guests = if options.host_only { Vec::new() } else { guests(&options.kernels)? };
-    build::run(&build::Options::default())?;
+    build::run(&build::Options { ebpf_only: true, ..build::Options::default() })?;
     let plan = Plan::new(options.filter.clone())?;
-    let mut layers = Vec::new();
-    if !options.vm_only {
-        layers.push(plan.units()?);
-        layers.push(plan.host(options.host_tier)?);
-    }
-    layers.extend(in_guests(&plan, guests)?);
+    let layers = at_once(jobs(&plan, options, guests)?)?;
     print!("{}", table::render(&layers));
     let good = layers.iter().all(Layer::is_good);
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Runs the guests, as many at a time as there are processors: each is emulated on one.
-fn in_guests(plan: &Plan, guests: Vec<GuestPlan>) -> Result<Vec<Layer>> {
-    if guests.is_empty() {
-        return Ok(Vec::new());
+/// Layers that run one after the other, beside other jobs.
+type Job<'a> = Box<dyn FnOnce() -> Result<Vec<Layer>> + Send + 'a>;
+
+fn jobs<'a>(plan: &'a Plan, options: &Options, guests: Vec<GuestPlan>) -> Result<Vec<Job<'a>>> {
+    let mut jobs: Vec<Job<'a>> = Vec::new();
+    let tier = options.host_tier;
+    if !options.vm_only {
+        jobs.push(Box::new(move || Ok(vec![plan.units()?, plan.host(tier)?])));
     }
-    plan.strip()?;
-    let waiting = Mutex::new(guests.into_iter().enumerate());
+    if !guests.is_empty() {
+        plan.strip()?;
+    }
+    for guest in guests {
+        jobs.push(Box::new(move || Ok(vec![guest.run(plan)?])));
+    }
+    Ok(jobs)
+}
+
+/// Runs the jobs, one more at a time than there are processors: a guest is emulated on one, and each of them waits a part
+/// of its time for a deadline. The layers come back in the order of the jobs.
+fn at_once(jobs: Vec<Job<'_>>) -> Result<Vec<Layer>> {
+    let waiting = Mutex::new(jobs.into_iter().enumerate());
     let done = Mutex::new(BTreeMap::new());
     let work = || -> Result<()> {
-        // Taken in a statement of its own, so that the lock is not held while the guest runs.
-        while let Some((number, guest)) = { waiting.lock().unwrap_or_else(PoisonError::into_inner).next() } {
-            let layer = guest.run(plan)?;
-            done.lock().unwrap_or_else(PoisonError::into_inner).insert(number, layer);
+        // Taken in a statement of its own, so that the lock is not held while the job runs.
+        while let Some((number, job)) = { waiting.lock().unwrap_or_else(PoisonError::into_inner).next() } {
+            let layers = job()?;
+            done.lock().unwrap_or_else(PoisonError::into_inner).insert(number, layers);
         }
         Ok(())
     };
-    let workers = thread::available_parallelism().map_or(1, usize::from);
+    let workers = thread::available_parallelism().map_or(1, usize::from) + 1;
     thread::scope(|scope| {
         let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
         workers.into_iter().try_for_each(|worker| worker.join().map_err(|_| anyhow!("a test thread panicked"))?)
     })?;
-    Ok(done.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().collect())
+    Ok(done.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().flatten().collect())
 }
 
 /// A virtual machine to test in.
@@ -129,6 +139,31 @@ fn required(kernels: &str) -> Vec<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn layers_keep_the_order_of_their_jobs() {
+        let layer = |name: &str| Layer::skipped(name, String::new());
+        let names = ["slow", "b", "c", "d", "e", "f"];
+        let (done, wait) = std::sync::mpsc::channel();
+        let mut jobs: Vec<Job<'_>> = Vec::new();
+        for name in names {
+            let done = done.clone();
+            jobs.push(Box::new(move || done.send(()).map(|()| vec![layer(name)]).map_err(Into::into)));
+        }
+        // The first ends after all others.
+        jobs[0] = Box::new(move || {
+            wait.iter().take(names.len() - 1).count();
+            Ok(vec![layer("slow")])
+        });
+        let layers = at_once(jobs).unwrap();
+        assert_eq!(layers.iter().map(|layer| layer.name.as_str()).collect::<Vec<_>>(), names);
+    }
+
+    #[test]
+    fn a_job_that_cannot_run_fails_the_whole() {
+        let failed: Job<'_> = Box::new(|| Err(anyhow!("no such thing")));
+        assert!(at_once(vec![Box::new(|| Ok(Vec::new())), failed]).is_err());
+    }
 
     #[test]
     fn kernels_are_a_word_or_a_list() {
