@@ -1,7 +1,8 @@
 //! Privileged tests: a real daemon, real processes, sockets and files.
 //!
-//! `writ-tests --tier reduced|full [libtest arguments]`. The tier is what the machine is declared to offer: what it then
-//! lacks is a failure. Tests of the full tier on a machine declared reduced are skipped by name.
+//! `writ-tests --tier reduced|full [--only BEGINNING,...] [libtest arguments]`. The tier is what the machine is declared to
+//! offer: what it then lacks is a failure. Tests of the full tier on a machine declared reduced are skipped by name.
+//! `--only` leaves the tests whose names begin so; a beginning that no test has is an error.
 
 mod egress;
 mod facility;
@@ -30,7 +31,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 use harness::Skip;
@@ -93,12 +94,28 @@ fn main() -> ExitCode {
     }
 }
 
-/// The declared tier, and everything else for libtest.
-fn arguments() -> Result<(Tier, Arguments)> {
+/// The tests whose names begin with one of `only`; all if it is empty.
+fn chosen(only: &[String]) -> Result<Vec<Test>> {
+    let mut tests = all();
+    for beginning in only {
+        ensure!(tests.iter().any(|test| test.name.starts_with(beginning)), "no test's name begins with `{beginning}`");
+    }
+    tests.retain(|test| only.is_empty() || only.iter().any(|beginning| test.name.starts_with(beginning)));
+    Ok(tests)
+}
+
+/// The declared tier, what `--only` says, and everything else for libtest.
+fn arguments() -> Result<(Tier, Vec<String>, Arguments)> {
     let mut tier = None;
+    let mut only = Vec::new();
     let mut rest = Vec::new();
     let mut words = std::env::args();
     while let Some(word) = words.next() {
+        if word == "--only" {
+            let list = words.next().context("`--only` takes beginnings of names, with commas between them")?;
+            only.extend(list.split(',').map(str::to_owned));
+            continue;
+        }
         if word != "--tier" {
             rest.push(word);
             continue;
@@ -110,7 +127,7 @@ fn arguments() -> Result<(Tier, Arguments)> {
         });
     }
     let tier = tier.context("say with `--tier reduced|full` what this machine must offer")?;
-    Ok((tier, Arguments::from_iter(rest)))
+    Ok((tier, only, Arguments::from_iter(rest)))
 }
 
 /// What the tests leave for the end of the run.
@@ -140,12 +157,12 @@ impl Notes {
 }
 
 fn run() -> Result<ExitCode> {
-    let (tier, mut arguments) = arguments()?;
+    let (tier, only, mut arguments) = arguments()?;
     // One daemon at a time.
     arguments.test_threads = Some(1);
     let lab = Arc::new(Lab::new(Machine::new(tier)?));
     let notes = Arc::<Mutex<Notes>>::default();
-    let trials = all().into_iter().map(|test| trial(test, &lab, &notes)).collect();
+    let trials = chosen(&only)?.into_iter().map(|test| trial(test, &lab, &notes)).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     if arguments.list {
         return Ok(conclusion.exit_code());

@@ -25,6 +25,12 @@ const GUEST_LIMIT: Duration = Duration::from_secs(30 * 60);
 /// What the suite needs, itself included.
 const PROGRAMS: [&str; 4] = ["writ-tests", "writ-probe", "writd", "writ"];
 
+/// Beginnings of the names of tests that meet what the tiers do differently (which tier is found, opens through fanotify,
+/// kinds of sockets, listening), and of one test each for connections, datagrams and forks. The boot without `bpf` in
+/// `lsm=` runs these where the host has run the whole reduced tier.
+const BY_TIER: &str = "input::,kinds::,listen::,secrets::,reload::entry_taken_out,reload::read_verdicts,net::tcp4,net::udp4,\
+                       lineage::no_unmarked_child";
+
 /// Where their copies for guests are, in the lab.
 const STRIPPED: &str = "binaries";
 
@@ -49,6 +55,8 @@ impl fmt::Display for Tier {
 /// What all layers share.
 pub(crate) struct Plan {
     filter: Option<String>,
+    /// The tier in which the whole suite runs on this host, if it does.
+    host: Option<Tier>,
     /// Where `writd`, `writ` and the suite are.
     binaries: PathBuf,
 }
@@ -56,10 +64,10 @@ pub(crate) struct Plan {
 impl Plan {
     /// Builds all that runs: units, the daemon and the privileged suite. In one call, since cargo compiles what they share
     /// anew for each selection of packages that asks for other features of it.
-    pub(crate) fn new(filter: Option<String>) -> Result<Self> {
+    pub(crate) fn new(filter: Option<String>, host: Option<Tier>) -> Result<Self> {
         progress("building units, daemon and privileged suite");
         run(&mut command("cargo", ["build", "--quiet", "--workspace", "--all-targets"]))?;
-        Ok(Self { filter, binaries: repo::binaries() })
+        Ok(Self { filter, host, binaries: repo::binaries() })
     }
 
     /// Unit and property tests of every crate.
@@ -79,7 +87,7 @@ impl Plan {
     }
 
     /// The privileged suite on this host. A user who is not root has not tested anything, so that is a failure.
-    pub(crate) fn host(&self, tier: Tier) -> Result<Layer> {
+    pub(crate) fn on_host(&self, tier: Tier) -> Result<Layer> {
         let name = format!("host, {tier}");
         let started = Instant::now();
         if !setup::is_root()? {
@@ -103,7 +111,8 @@ impl Plan {
     /// The privileged suite in a virtual machine; the reduced tier is a boot without `bpf` in `lsm=`. Its output is shown
     /// whole at the end, since other machines run at the same time.
     pub(crate) fn guest(&self, kernel: Kernel, tier: Tier) -> Result<Layer> {
-        let name = format!("{}, {tier}", kernel.name);
+        let part = self.part(tier);
+        let name = format!("{}, {tier}{}", kernel.name, if part.is_some() { ", part" } else { "" });
         progress(format!("privileged suite on kernel {name}"));
         let lsm = match tier {
             Tier::Full => LSM.to_owned(),
@@ -125,8 +134,9 @@ impl Plan {
         let binaries = repo::lab().join(STRIPPED);
         let suite = binaries.join("writ-tests").to_string_lossy().into_owned();
         let files = [binaries.clone(), repo::at("policies")];
+        let only = self.part(tier).map_or_else(Vec::new, |part| vec!["--only".to_owned(), part.to_owned()]);
         Ok(Guest {
-            command: [vec![suite], self.arguments(tier)].concat(),
+            command: [vec![suite], self.arguments(tier), only].concat(),
             environment: vec![
                 ("WRIT_BIN_DIR".to_owned(), binaries.to_string_lossy().into_owned()),
                 ("WRIT_TEST_SLOW".to_owned(), SLOWNESS.to_string()),
@@ -135,6 +145,11 @@ impl Plan {
             // For the listing of sockets, which a host loads by itself.
             modules: ["tcp_diag", "udp_diag"].map(str::to_owned).to_vec(),
         })
+    }
+
+    /// The tests that a guest of this tier runs, if not all: the host runs the rest of the reduced tier.
+    fn part(&self, tier: Tier) -> Option<&'static str> {
+        (tier == Tier::Reduced && self.host == Some(Tier::Reduced)).then_some(BY_TIER)
     }
 
     /// Makes copies for the guests without debug information, which would only fill their memory.
@@ -184,8 +199,20 @@ mod tests {
     }
 
     #[test]
+    fn only_what_the_host_has_run_is_left_out() {
+        let part = |host, tier| Plan { filter: None, host, binaries: PathBuf::new() }.part(tier).is_some();
+        assert!(part(Some(Tier::Reduced), Tier::Reduced));
+        for (host, tier) in
+            [(None, Tier::Reduced), (Some(Tier::Full), Tier::Reduced), (Some(Tier::Reduced), Tier::Full)]
+        {
+            assert!(!part(host, tier));
+        }
+    }
+
+    #[test]
     fn a_layer_that_ran_nothing_fails_without_a_filter() {
-        let plan = |filter: Option<&str>| Plan { filter: filter.map(ToOwned::to_owned), binaries: PathBuf::new() };
+        let plan =
+            |filter: Option<&str>| Plan { filter: filter.map(ToOwned::to_owned), host: None, binaries: PathBuf::new() };
         let empty = || Layer::new("x", Counts::default(), Duration::ZERO);
         assert!(!plan(None).judged(empty()).is_good());
         assert!(plan(Some("x")).judged(empty()).is_good());

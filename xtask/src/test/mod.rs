@@ -42,7 +42,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     std::env::set_current_dir(repo::root()).context("cannot enter the repository")?;
     let guests = if options.host_only { Vec::new() } else { guests(&options.kernels)? };
     build::run(&build::Options { ebpf_only: true, ..build::Options::default() })?;
-    let plan = Plan::new(options.filter.clone())?;
+    let plan = Plan::new(options.filter.clone(), (!options.vm_only).then_some(options.host_tier))?;
     let layers = at_once(jobs(&plan, options, guests)?)?;
     print!("{}", table::render(&layers));
     let good = layers.iter().all(Layer::is_good);
@@ -56,7 +56,7 @@ fn jobs<'a>(plan: &'a Plan, options: &Options, guests: Vec<GuestPlan>) -> Result
     let mut jobs: Vec<Job<'a>> = Vec::new();
     let tier = options.host_tier;
     if !options.vm_only {
-        jobs.push(Box::new(move || Ok(vec![plan.units()?, plan.host(tier)?])));
+        jobs.push(Box::new(move || Ok(vec![plan.units()?, plan.on_host(tier)?])));
     }
     if !guests.is_empty() {
         plan.strip()?;
