@@ -17,6 +17,7 @@ mod lineage;
 mod listen;
 mod namespaces;
 mod net;
+mod options;
 mod outlive;
 mod policy;
 mod records;
@@ -25,6 +26,7 @@ mod secrets;
 mod stopped;
 mod sysctl;
 mod unix;
+mod wire;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -62,6 +64,8 @@ fn all() -> Vec<Test> {
         sysctl::tests(),
         foreign::tests(),
         listen::tests(),
+        options::tests(),
+        wire::tests(),
         lineage::tests(),
         namespaces::tests(),
         secrets::tests(),

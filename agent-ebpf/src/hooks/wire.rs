@@ -290,7 +290,9 @@ fn look_up(
     let who = Maker::of(label);
     packet.decided.generation = packet.to.generation;
     let key = if expected { &packet.decided } else { &packet.to };
-    match decide::decide_packet(&who, task, key, &mut label.asked, time) {
+    // What leaves for elsewhere is told by its own record.
+    let audit = expected && task.mode == Mode::Audit.code();
+    match decide::decide_packet(&who, task, key, audit, &mut label.asked, time) {
         Flow::Goes(not_after) if expected => {
             ticket::write(label, &packet.decided, not_after);
             // Audit mode and a lost daemon let go what nobody has permitted.

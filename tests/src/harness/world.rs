@@ -11,7 +11,7 @@ use super::machine::Machine;
 use super::options::{AGENTS, Options, POLICIES, SECRETS, UNIX};
 use super::record::Record;
 use super::run::{Ran, Session, Task, run};
-use super::server::Servers;
+use super::server::{Servers, endpoint};
 
 /// Labels of the servers.
 pub(crate) const OPEN: &str = "test/open";
@@ -43,6 +43,10 @@ impl World {
         let mut endpoints = String::new();
         for (servers, label) in labelled {
             endpoints += &servers.catalogue(label)?;
+        }
+        // Nobody is there: these labels stand for something else (see `POLICIES`).
+        for (label, port) in [("test/routes", 1), ("test/marks", 2)] {
+            endpoints += &endpoint(label, "tcp", ([192, 0, 2, 1], port).into());
         }
         place.write("etc/agents.toml", AGENTS)?;
         place.write("etc/secrets.toml", SECRETS)?;
