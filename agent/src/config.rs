@@ -3,6 +3,7 @@
 mod fields;
 #[cfg(test)]
 mod tests;
+mod translation;
 
 use std::io::{self, ErrorKind};
 use std::num::NonZeroU32;
@@ -11,6 +12,8 @@ use std::time::Duration;
 
 use fields::{parse_hold, parse_level, parse_max_ttl, parse_mode, parse_path, parse_require, parse_stale};
 use tracing::level_filters::LevelFilter;
+
+pub use translation::Translation;
 
 use crate::domain::Mode;
 use crate::domain::duration::parse_duration;
@@ -44,6 +47,7 @@ const KEYS: &[&str] = &[
     "homes",
     "kernel_log",
     "socket_mark_mask",
+    "translation",
 ];
 
 /// The least coverage that the daemon starts with.
@@ -144,6 +148,8 @@ pub struct Config {
     pub kernel_log: LevelFilter,
     /// The bits of SO_MARK in which sockets of tasks carry their agent's number; 0 for none.
     pub socket_mark_mask: u32,
+    /// Where this host translates addresses.
+    pub translations: Vec<Translation>,
 }
 
 /// Why there is no configuration.
@@ -245,6 +251,7 @@ impl Config {
             homes: read_homes(&mut reader, root, &flags.homes)?,
             socket_mark_mask: mask.and_then(|mask| u32::try_from(mask).ok()).unwrap_or(0),
             kernel_log: reader.parsed(root, "kernel_log", parse_level).unwrap_or(LevelFilter::OFF),
+            translations: translation::read(&mut reader, root),
         };
         reader.finish()?;
         Ok(config)

@@ -4,8 +4,8 @@ use std::net::Ipv6Addr;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::harness::{netns, skip};
 use crate::harness::world::{Lab, OPEN, World};
+use crate::harness::{netns, skip};
 use crate::{Test, on_every_tier};
 
 /// A label whose grant lets a task route, by the tests' policies.
@@ -70,7 +70,8 @@ fn iptables(lab: &Lab) -> Result<()> {
 fn harmless(lab: &Lab) -> Result<()> {
     let world = lab.shared()?;
     // SO_REUSEADDR, SO_KEEPALIVE, IP_TOS, IPV6_UNICAST_HOPS (with a hop limit of 0), a filter longer than a page.
-    for words in [["option", "1", "2", "4"], ["option", "1", "9", "4"], ["option", "0", "1", "4"], ["option", "41", "16", "4"]]
+    for words in
+        [["option", "1", "2", "4"], ["option", "1", "9", "4"], ["option", "0", "1", "4"], ["option", "41", "16", "4"]]
     {
         world.task().run(&words)?.expect(&["ok"]).with_context(|| format!("{words:?}"))?;
     }
@@ -81,8 +82,7 @@ fn harmless(lab: &Lab) -> Result<()> {
 fn with_each_message(lab: &Lab) -> Result<()> {
     let world = lab.shared()?;
     let (v4, v6) = (world.open.udp()?, world.open.udp6.address()?.to_string());
-    let ways: [&[&str]; 3] =
-        [&["ip-options-cmsg", &v4], &["dstopts-cmsg", &v6], &["route-cmsg", &v6, "[::1]:1"]];
+    let ways: [&[&str]; 3] = [&["ip-options-cmsg", &v4], &["dstopts-cmsg", &v6], &["route-cmsg", &v6, "[::1]:1"]];
     for words in ways {
         let control = world.unmarked(words)?;
         if words.first() == Some(&"route-cmsg") && control.lines == ["errno EINVAL"] {

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use anyhow::{Context, Result, ensure};
 
 use crate::harness::netns;
+use crate::harness::options::Options;
 use crate::harness::server::{TcpServer, UdpServer};
 use crate::harness::world::{Lab, MORE, OPEN, World};
 use crate::net::refused_and_allowed;
@@ -23,6 +24,7 @@ pub(crate) fn tests() -> Vec<Test> {
         ("wire::udp_corked_and_connected_elsewhere", corked_connect),
         ("wire::translated_address", translated),
         ("wire::translated_datagram", translated_datagram),
+        ("wire::translation_of_the_operators", declared),
     ])
 }
 
@@ -153,4 +155,25 @@ fn translated_datagram(lab: &Lab) -> Result<()> {
         ensure!(there.arrived()? == 1, "audit mode kept it back");
         expect_both(&world, audited.task()?, "would_deny", "rerouted", to)
     })
+}
+
+/// The operator has said so: it goes, and the record shows both addresses. What is not granted stays refused.
+fn declared(lab: &Lab) -> Result<()> {
+    let lines = "[[translation]]\nname = \"engine\"\nfrom = [\"127.0.0.1\"]\nto = [\"127.0.0.2\"]";
+    let world = lab.own(Options::default().last(lines))?;
+    let (tcp, udp) = (world.open.tcp4.address()?, world.open.udp4.address()?);
+    netns::inside(|| {
+        let there = (TcpServer::at(elsewhere(tcp))?, UdpServer::at(elsewhere(udp))?);
+        netns::translate_all_to(ELSEWHERE, tcp.port())?;
+        let words = ["tcp", &tcp.to_string()];
+        let ran = world.task().connect(OPEN).run(&words)?;
+        ran.expect(&["ok"])?;
+        ensure!(there.0.arrived()?.len() == 1, "the connection did not arrive");
+        expect_both(&world, ran.task()?, "allow", "policy", tcp)?;
+        let refused = world.task().connect(MORE).run(&words)?;
+        refused.expect_refused()?;
+        ensure!(there.0.arrived()?.is_empty(), "the refused connection arrived");
+        Ok(())
+    })?;
+    world.daemon.stop().map(drop)
 }

@@ -72,7 +72,11 @@ pub fn socket_connect(ctx: LsmContext) -> i32 {
     let mut to = ConnectKey::zeroed();
     let family = named(&mut to, sock, ctx.arg(1));
     if !matches!(family, AF_UNSPEC | AF_UNIX | AF_INET | AF_INET6 | AF_NETLINK) {
-        return if decide::refuse(&mark, Action::Connect, Reason::UnsupportedPath, &Destination(to)) { 0 } else { -EPERM };
+        return if decide::refuse(&mark, Action::Connect, Reason::UnsupportedPath, &Destination(to)) {
+            0
+        } else {
+            -EPERM
+        };
     }
     guard(&mark, sock, Action::Connect, &to)
 }

@@ -81,8 +81,7 @@ pub(crate) fn translate_all_to(address: Ipv4Addr, port: u16) -> Result<()> {
         expression("immediate", &[number(1, register), data].concat())
     };
     let nat = [number(1, 1), number(2, libc::AF_INET), number(3, 8), number(5, 9)].concat();
-    let expressions =
-        [load(8, &address.octets()), load(9, &port.to_be_bytes()), expression("nat", &nat)].concat();
+    let expressions = [load(8, &address.octets()), load(9, &port.to_be_bytes()), expression("nat", &nat)].concat();
     let rule = [name(1, "t"), name(2, "c"), attribute(4 | NESTED, &expressions)].concat();
     let batch = [
         message(BATCH_BEGIN, 0, &[]),
@@ -134,7 +133,8 @@ fn exchange(fd: &OwnedFd, batch: &[u8], due: usize) -> Result<()> {
         ensure!(length >= 20, "an answer of {length} bytes");
         let [.., a, b, c, d] = answer.first_chunk::<20>().copied().unwrap_or([0; 20]);
         let error = -i32::from_ne_bytes([a, b, c, d]);
-        if error == libc::EOPNOTSUPP || error == libc::ENOENT || error == libc::EPROTONOSUPPORT || error == libc::EINVAL {
+        if error == libc::EOPNOTSUPP || error == libc::ENOENT || error == libc::EPROTONOSUPPORT || error == libc::EINVAL
+        {
             return Err(skip(format!("this kernel cannot translate addresses: {}", Errno::from_raw(error))));
         }
         ensure!(error == 0, "netfilter refuses: {}", Errno::from_raw(error));
