@@ -207,6 +207,55 @@ pub struct Server {
     pub pad: [u8; 5],
 }
 
+/// `RESOLVERS` value: where the daemon answers names in one network namespace, on 127.0.0.1 and ::1. Ports in host byte order;
+/// 0 where it does not listen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Resolver {
+    /// UDP, 127.0.0.1.
+    pub udp4: u16,
+    /// TCP, 127.0.0.1.
+    pub tcp4: u16,
+    /// UDP, ::1.
+    pub udp6: u16,
+    /// TCP, ::1.
+    pub tcp6: u16,
+}
+
+/// `DNS_CLIENTS` key: where questions for names come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
+#[repr(C)]
+pub struct ClientKey {
+    /// Network namespace (`bpf_get_netns_cookie`).
+    pub netns: u64,
+    /// As [`ConnectKey::address`].
+    pub address: [u8; 16],
+    /// Host byte order.
+    pub port: u16,
+    /// IP protocol number: 6 or 17.
+    pub protocol: u8,
+    /// [`FAMILY_V4`] or [`FAMILY_V6`].
+    pub family: u8,
+    /// Always 0.
+    pub pad: u32,
+}
+
+/// `DNS_CLIENTS` value: whose they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Client {
+    /// Index into `TASKS`.
+    pub slot: u32,
+    /// The task's epoch.
+    pub epoch: u32,
+    /// Thread group that made the socket.
+    pub tgid: u32,
+    /// 1: two tasks sent from there at the same time, so that a question could be either's.
+    pub conflict: u32,
+    /// When, boot clock, nanoseconds.
+    pub time: u64,
+}
+
 /// `SETTINGS`: one value, written by the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
@@ -280,6 +329,10 @@ impl UnixName {
         self.name.get(..self.length as usize).unwrap_or(&self.name)
     }
 }
+/// Capacity of `RESOLVERS`: network namespaces in which names are answered.
+pub const MAX_RESOLVERS: u32 = 256;
+/// Capacity of `DNS_CLIENTS`.
+pub const MAX_CLIENTS: u32 = 16_384;
 
 const _: () = {
     assert!(size_of::<Mark>() == 16);
@@ -294,4 +347,7 @@ const _: () = {
     assert!(size_of::<Ticket>() == 48);
     assert!(size_of::<Settings>() == 48);
     assert!(size_of::<Learned>() == 72);
+    assert!(size_of::<Resolver>() == 8);
+    assert!(size_of::<ClientKey>() == 32);
+    assert!(size_of::<Client>() == 24);
 };

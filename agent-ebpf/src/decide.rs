@@ -125,8 +125,9 @@ unsafe extern "C" fn row_turn(_turn: u32, hold: *mut c_void) -> i64 {
     turn(unsafe { &*hold.cast::<Hold<RowKey>>() })
 }
 
+/// One turn for any key.
 #[inline(always)]
-fn turn<K: Key>(hold: &Hold<K>) -> i64 {
+pub fn turn<K: Key>(hold: &Hold<K>) -> i64 {
     i64::from(hold.key.verdict().is_some_and(|verdict| verdict.not_after >= now()) || now() >= hold.until)
 }
 
@@ -180,6 +181,21 @@ pub fn admit(mark: &Mark, action: Action, what: &impl Describe) -> bool {
         Some(reason) => refuse(mark, action, reason, what),
         None => true,
     }
+}
+
+/// Waits for something that the daemon puts there for the asking. Recorded only where it does not come. True if the action
+/// may go on.
+#[inline(always)]
+pub fn wait_for<K: Key>(mark: &Mark, key: &K, what: &impl Describe) -> bool {
+    let Some(task) = TASKS.get(mark.slot) else { return refuse(mark, key.action(), Reason::Undecidable, what) };
+    let generation = generation_of(task);
+    let question = Question { who: &Caller(mark), key, what, generation, time: now() };
+    let mut outcome = first_contact(&question, mark, task);
+    if outcome.effect == Effect::Allow {
+        return true;
+    }
+    outcome.generation = generation;
+    finish(mark, key.action(), task.mode, &mut outcome, question.time, what)
 }
 
 /// One action of a task, on its way through the steps below.

@@ -2,9 +2,9 @@
 
 use agent_common::Counter;
 use agent_common::maps::{
-    ConnectKey, FileKey, LEARNED_FILES, Learned, MAX_CONNECT, MAX_PROCESSES, MAX_ROWS, MAX_SECRETS, MAX_TASKS,
-    MAX_TRANSLATIONS, MAX_UNIX_ASKED, MAX_UNIX_NAMES, Mark, RowKey, Settings, SocketLabel, TaskState, UnixName, Usage,
-    Verdict,
+    Client, ClientKey, ConnectKey, FileKey, LEARNED_FILES, Learned, MAX_CLIENTS, MAX_CONNECT, MAX_PROCESSES,
+    MAX_RESOLVERS, MAX_ROWS, MAX_SECRETS, MAX_TASKS, MAX_TRANSLATIONS, MAX_UNIX_ASKED, MAX_UNIX_NAMES, Mark, Resolver,
+    RowKey, Settings, SocketLabel, TaskState, UnixName, Usage, Verdict,
 };
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
@@ -50,6 +50,16 @@ pub static UNIX_NAMES: HashMap<UnixName, u32, { MAX_UNIX_NAMES as usize }> = Has
 /// tasks choose these names.
 #[btf_map]
 pub static UNIX_ASKED: LruHashMap<UnixName, u32, { MAX_UNIX_ASKED as usize }> = LruHashMap::new();
+
+/// Network namespace -> where the daemon answers names there. Written by the daemon, which keeps within its bounds; read by the
+/// program that leads questions there.
+#[btf_map]
+pub static RESOLVERS: HashMap<u64, Resolver, { MAX_RESOLVERS as usize }> = HashMap::new();
+
+/// Source of a question for names -> task. Written by `egress`, read by the daemon. Full: the least recently used goes, and
+/// its question is refused.
+#[btf_map]
+pub static DNS_CLIENTS: LruHashMap<ClientKey, Client, { MAX_CLIENTS as usize }> = LruHashMap::new();
 
 /// Files that the daemon opened, as the kernel knows them. Reset by the daemon, filled by `file_open`; what does not fit
 /// is counted in `Learned::count`, which the daemon compares.

@@ -6,11 +6,15 @@ mod tests;
 mod translation;
 
 use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use fields::{parse_hold, parse_level, parse_max_ttl, parse_mode, parse_path, parse_require, parse_stale};
+use fields::{
+    parse_hold, parse_hour, parse_level, parse_max_ttl, parse_mode, parse_path, parse_require, parse_server,
+    parse_stale,
+};
 use tracing::level_filters::LevelFilter;
 
 pub use translation::Translation;
@@ -25,6 +29,10 @@ const MAX_OUTSTANDING: i64 = 65_536;
 const MAX_PROCESSES: i64 = 61_440;
 const DEFAULT_PROCESSES: NonZeroU32 = NonZeroU32::new(61_440).unwrap();
 const DEFAULT_OUTSTANDING: NonZeroU32 = NonZeroU32::MIN.saturating_add(63);
+const MAX_DNS_RATE: i64 = 100_000;
+const DEFAULT_DNS_RATE: NonZeroU32 = NonZeroU32::MIN.saturating_add(49);
+const DEFAULT_DNS_BURST: NonZeroU32 = NonZeroU32::MIN.saturating_add(199);
+const DEFAULT_DNS_GRACE: Duration = Duration::from_secs(30);
 const MAX_CONTACTS: i64 = 1_000_000;
 const DEFAULT_CONTACTS: NonZeroU32 = NonZeroU32::MIN.saturating_add(499);
 
@@ -44,6 +52,10 @@ const KEYS: &[&str] = &[
     "max_outstanding",
     "max_contacts_per_second",
     "max_processes",
+    "dns_servers",
+    "dns_rate",
+    "dns_burst",
+    "dns_grace",
     "homes",
     "kernel_log",
     "socket_mark_mask",
@@ -142,6 +154,14 @@ pub struct Config {
     pub max_contacts_per_second: NonZeroU32,
     /// Processes of tasks that may be alive at the same time, all tasks together; a fork beyond it does not survive.
     pub max_processes: NonZeroU32,
+    /// Whom the resolver asks; those of `/etc/resolv.conf` if there are none.
+    pub dns_servers: Vec<SocketAddr>,
+    /// Questions for names that a task may ask in a second, and at once.
+    pub dns_rate: NonZeroU32,
+    /// See `dns_rate`.
+    pub dns_burst: NonZeroU32,
+    /// How much longer a task knows an address by a name than the answer said.
+    pub dns_grace: Duration,
     /// Where home directories are known from.
     pub homes: Homes,
     /// How much the kernel programs log for debugging.
@@ -227,6 +247,9 @@ impl Config {
         let processes = reader.integer(root, "max_processes", 1..=MAX_PROCESSES);
         let pin_dir = read_pin_dir(&mut reader, root, flags)?;
         let mask = reader.integer(root, "socket_mark_mask", 0..=i64::from(u32::MAX));
+        let dns_servers = reader.parsed_list(root, "dns_servers", parse_server);
+        let dns_rate = reader.integer(root, "dns_rate", 1..=MAX_DNS_RATE);
+        let dns_burst = reader.integer(root, "dns_burst", 1..=MAX_DNS_RATE);
         let mut path = |key: &str, flag: &Option<PathBuf>, default: PathBuf| -> Result<PathBuf, ConfigError> {
             let own = reader.parsed(root, key, parse_path);
             Ok(flag_path(flag.as_deref())?.or(own).unwrap_or(default))
@@ -248,6 +271,10 @@ impl Config {
             max_processes: processes.and_then(to_non_zero).unwrap_or(DEFAULT_PROCESSES),
             max_outstanding: outstanding.and_then(to_non_zero).unwrap_or(DEFAULT_OUTSTANDING),
             max_contacts_per_second: contacts.and_then(to_non_zero).unwrap_or(DEFAULT_CONTACTS),
+            dns_servers,
+            dns_rate: dns_rate.and_then(to_non_zero).unwrap_or(DEFAULT_DNS_RATE),
+            dns_burst: dns_burst.and_then(to_non_zero).unwrap_or(DEFAULT_DNS_BURST),
+            dns_grace: reader.parsed(root, "dns_grace", parse_hour).unwrap_or(DEFAULT_DNS_GRACE),
             homes: read_homes(&mut reader, root, &flags.homes)?,
             socket_mark_mask: mask.and_then(|mask| u32::try_from(mask).ok()).unwrap_or(0),
             kernel_log: reader.parsed(root, "kernel_log", parse_level).unwrap_or(LevelFilter::OFF),

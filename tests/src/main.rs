@@ -15,6 +15,7 @@ mod kinds;
 mod lifecycle;
 mod lineage;
 mod listen;
+mod names;
 mod namespaces;
 mod net;
 mod options;
@@ -71,6 +72,7 @@ fn all() -> Vec<Test> {
         secrets::tests(),
         policy::tests(),
         lifecycle::tests(),
+        names::tests(),
         egress::tests(),
         flows::tests(),
         records::tests(),
@@ -79,6 +81,7 @@ fn all() -> Vec<Test> {
         // Each with daemons of its own.
         reload::tests(),
         flows::own_tests(),
+        names::own_tests(),
         stopped::tests(),
         outlive::tests(),
         lineage::own_tests(),

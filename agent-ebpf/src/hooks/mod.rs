@@ -1,5 +1,6 @@
 //! One file per thing guarded. Each hook is thin: find the mark, name the object, let `decide` answer.
 
+mod dns;
 mod facility;
 mod file;
 mod listen;

@@ -13,6 +13,7 @@ use bytemuck::Zeroable;
 
 use crate::current;
 use crate::decide::{self, decide_flow};
+use crate::hooks::dns;
 use crate::maps::LABELS;
 use crate::record::Describe;
 use crate::ticket;
@@ -75,6 +76,8 @@ fn guard(ctx: &SockAddrContext, family: u8, source: u32) -> i32 {
             decide::refuse(&mark, Action::Connect, Reason::UnsupportedPath, &what)
         }
         None => decide::refuse(&mark, Action::Connect, Reason::ForeignSocket, &what),
+        Some(label) if dns::is_led(label, &key) => decide::admit(&mark, Action::Resolve, &what),
+        Some(label) if key.port == dns::PORT => dns::lead(ctx, family, &mark, label, &key),
         Some(label) => match decide_flow(&mark, &mut key, &what) {
             Some(not_after) => {
                 ticket::write(label, &key, not_after);
@@ -90,7 +93,7 @@ fn guard(ctx: &SockAddrContext, family: u8, source: u32) -> i32 {
 /// if it has one and as loopback else (`net/ipv4/route.c: ip_route_output_key_hash_rcu`). IPv6 knows loopback only
 /// (`net/ipv6/tcp_ipv6.c: tcp_v6_connect`).
 #[inline(always)]
-fn destination(ctx: &SockAddrContext, family: u8, source: u32) -> ConnectKey {
+pub fn destination(ctx: &SockAddrContext, family: u8, source: u32) -> ConnectKey {
     let mut key = ConnectKey { action: Action::Connect.code(), ..ConnectKey::zeroed() };
     let addr = ctx.sock_addr;
     // SAFETY: constant offsets into the program's context. Volatile, one word at a time: the verifier refuses a wider or

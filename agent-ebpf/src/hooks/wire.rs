@@ -16,6 +16,7 @@ use aya_ebpf::programs::SkBuffContext;
 use bytemuck::Zeroable;
 
 use crate::decide::{self, Flow, Key as _};
+use crate::hooks::dns;
 use crate::hooks::net;
 use crate::hooks::socket::Maker;
 use crate::instance;
@@ -49,6 +50,7 @@ pub fn egress(ctx: SkBuffContext) -> i32 {
         return ALLOW;
     }
     let time = decide::now();
+    dns::note_client(&ctx, label, time);
     let mut packet = Packet::zeroed();
     packet.read(&ctx);
     let mut mode = Mode::Enforce.code();

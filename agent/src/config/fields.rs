@@ -1,5 +1,6 @@
 //! Values of `writd.toml` that are written as texts.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ pub(super) enum FieldError {
     Unknown { given: String, known: String },
     #[error("`{given}` is too short to tell a busy daemon from a lost one; write at least `{least}`")]
     Stale { given: String, least: String },
+    #[error("`{0}` is no name server; write its address, as in `192.0.2.53`, `2001:db8::53` or `127.0.0.1:5353`")]
+    Server(String),
     #[error("{0}")]
     Duration(#[from] DurationError),
 }
@@ -31,6 +34,12 @@ pub(super) enum FieldError {
 pub(super) fn parse_path(text: &str) -> Result<PathBuf, FieldError> {
     let path = Path::new(text);
     if path.is_absolute() { Ok(path.to_owned()) } else { Err(FieldError::Relative(text.to_owned())) }
+}
+
+/// Port 53 unless it says another.
+pub(super) fn parse_server(text: &str) -> Result<SocketAddr, FieldError> {
+    let plain = || text.parse::<IpAddr>().map(|address| SocketAddr::new(address, 53));
+    text.parse().or_else(|_| plain()).map_err(|_| FieldError::Server(text.to_owned()))
 }
 
 /// The longest life that tasks may have.
@@ -41,6 +50,11 @@ pub(super) fn parse_max_ttl(text: &str) -> Result<Duration, FieldError> {
 /// Zero holds nothing.
 pub(super) fn parse_hold(text: &str) -> Result<Duration, FieldError> {
     Ok(parse_duration_or_zero(text, MAX_HOLD)?)
+}
+
+/// Up to an hour; zero is none.
+pub(super) fn parse_hour(text: &str) -> Result<Duration, FieldError> {
+    Ok(parse_duration_or_zero(text, HOUR)?)
 }
 
 pub(super) fn parse_stale(text: &str) -> Result<Duration, FieldError> {

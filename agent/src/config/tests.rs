@@ -38,6 +38,8 @@ fn nothing_said_gives_the_defaults() {
     assert_eq!((config.hold_budget, config.stale_after), (Duration::from_millis(20), Duration::from_secs(3)));
     assert_eq!((config.default_ttl, config.max_ttl), (Duration::from_secs(1800), Duration::from_secs(86_400)));
     assert_eq!((config.max_outstanding.get(), config.max_contacts_per_second.get()), (64, 500));
+    assert_eq!((config.dns_servers, config.dns_rate.get(), config.dns_burst.get()), (vec![], 50, 200));
+    assert_eq!(config.dns_grace, Duration::from_secs(30));
     assert_eq!((config.homes, config.kernel_log), (Homes::Accounts(vec![]), LevelFilter::OFF));
 }
 
@@ -110,6 +112,16 @@ fn every_fault_names_line_reason_and_next_step() {
         "/etc/writ/writd.toml:12:18: `records_stdout` has `'yes'` where `true` or `false` is needed; write one of the two, without quotes",
     ];
     assert_eq!(faults(text), expected);
+}
+
+#[test]
+fn name_servers_may_have_a_port() {
+    let text = "dns_servers = ['192.0.2.53', '2001:db8::53', '[::1]:5353']\ndns_rate = 5\ndns_burst = 6";
+    let config = resolve(text, &[]).unwrap();
+    let expected: Vec<std::net::SocketAddr> =
+        ["192.0.2.53:53", "[2001:db8::53]:53", "[::1]:5353"].map(|text| text.parse().unwrap()).into();
+    assert_eq!((config.dns_servers, config.dns_rate.get(), config.dns_burst.get()), (expected, 5, 6));
+    assert!(faults("dns_servers = ['dns.example']")[0].contains("`dns.example` is no name server"));
 }
 
 #[test]

@@ -22,7 +22,9 @@ use super::canary::{Outcome, Targets};
 use super::canary_task::{self, CANARY_LABEL};
 use super::coverage::{Coverage, Evidence};
 use super::flows::{self, FlowNews};
+use super::namespaces::{self, Namespaces};
 use super::protect::{Guarding, Protection, chain};
+use super::resolver;
 use super::snapshot::Snapshot;
 use super::sources::Sources;
 use super::state::{Daemon, Parts};
@@ -33,6 +35,7 @@ use crate::config::{Config, Flags, Require, Translation};
 use crate::domain::clock::boot_now_ns;
 use crate::kernel::lsm::{BpfLsm, bpf_lsm};
 use crate::kernel::{Fanotify, Guard, Guards, Kernel, Layout, LoadError, Loaded, Maps, Pins, Ring, Setup, learn};
+use crate::names::Sockets;
 use crate::record::{self, DaemonStarted, Event, Recorder, Sink, Tier};
 use crate::resource::ClassTable;
 use crate::task::{Limits, TaskTable};
@@ -111,9 +114,16 @@ pub(super) fn start(config: Config, flags: &Flags, sources: Sources, lock: File)
     let guarding = guarding(&mut maps, &attached, &targets)?;
     let mut classes = ClassTable::default();
     let protection = protect(&sources, &guarding, &mut maps, &mut classes, targets.secret());
-    let (shared, notes) = share(&config, &sources, &classes, &protection);
     unix::put_exact(&mut maps, &sources.unix);
+    let (shared, notes, opened) = share(&config, &sources, &classes, &protection);
     let mut threads = spawn(&kernel, &shared, upcalls, settings, &guarding)?;
+    match resolve(&config, &kernel, &shared, opened) {
+        Ok(resolving) => threads.extend(resolving),
+        Err(error) => {
+            stop(&shared, threads);
+            return Err(error);
+        }
+    }
     let generation = inherited.generation;
     let canary = canary_task::run(&mut maps, &shared.snapshot, &targets, generation);
     let result = canary.and_then(|canary| {
@@ -298,7 +308,7 @@ fn share(
     sources: &Sources,
     classes: &ClassTable,
     protection: &Protection,
-) -> (Shared, mpsc::Receiver<Note>) {
+) -> (Shared, mpsc::Receiver<Note>, mpsc::UnboundedReceiver<Sockets>) {
     let snapshot = Snapshot {
         policies: Arc::clone(&sources.policies),
         endpoints: Arc::clone(&sources.endpoints),
@@ -309,6 +319,7 @@ fn share(
         names: Arc::default(),
     };
     let (notes, received) = mpsc::channel(NOTES);
+    let (namespaces, opened) = Namespaces::new();
     let shared = Shared {
         snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
         details: Arc::default(),
@@ -316,9 +327,10 @@ fn share(
         lost_notes: Arc::new(AtomicU64::new(0)),
         undecodable: Arc::new(AtomicU64::new(0)),
         stop: Arc::new(AtomicBool::new(false)),
+        namespaces,
         patience: u64::try_from(config.hold_budget.as_millis()).unwrap_or(u64::MAX),
     };
-    (shared, received)
+    (shared, received, opened)
 }
 
 fn spawn(
@@ -336,6 +348,21 @@ fn spawn(
         let thread = threads::files(shared.clone(), Arc::clone(group), maps()?).map_err(failed)?;
         threads.push(("the fanotify thread", thread));
     }
+    Ok(threads)
+}
+
+/// The threads that answer questions for names.
+fn resolve(
+    config: &Config,
+    kernel: &Kernel,
+    shared: &Shared,
+    opened: mpsc::UnboundedReceiver<Sockets>,
+) -> Result<Vec<(&'static str, JoinHandle<()>)>, DaemonError> {
+    let failed = |error: io::Error| DaemonError::System("start a thread for names", error);
+    let maps = || kernel.maps().map_err(|error| DaemonError::Kernel(error.into()));
+    let mut threads = vec![("the resolver", resolver::start(config, shared, maps()?, opened)?)];
+    let openers = namespaces::start(shared, maps()?).map_err(failed)?;
+    threads.extend(openers.into_iter().map(|thread| ("a thread for network namespaces", thread)));
     Ok(threads)
 }
 

@@ -20,6 +20,7 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use tokio::sync::mpsc;
 
+use super::namespaces::Namespaces;
 use super::snapshot::{Known, Snapshot, address, facility_labels, undecided};
 use super::unix;
 use crate::decision::{Answer, Details, Instant, Rows, TaskKey};
@@ -70,12 +71,14 @@ pub(super) struct Shared {
     /// Ring items that could not be decoded.
     pub(super) undecodable: Arc<AtomicU64>,
     pub(super) stop: Arc<AtomicBool>,
+    /// Where network namespaces are told of in which marked processes ask for names.
+    pub(super) namespaces: Arc<Namespaces>,
     /// Milliseconds that a held process may wait.
     pub(super) patience: u64,
 }
 
 impl Shared {
-    fn note(&self, note: Note) {
+    pub(super) fn note(&self, note: Note) {
         if self.notes.try_send(note).is_err() {
             self.lost_notes.fetch_add(1, Ordering::Relaxed);
         }
@@ -99,12 +102,26 @@ pub(super) fn upcalls(shared: Shared, ring: Ring, maps: Maps, settings: Settings
     let ready = Arc::new(ring.as_fd().try_clone_to_owned()?);
     let answerer = Answerer { stop: Arc::clone(&shared.stop), ready };
     let upcalls = Arc::new(Mutex::new(Upcalls { shared, ring, maps, rows, settings, generation: 0 }));
-    let start = |cpu| {
+    for_each_cpu("decision", || {
         let (answerer, upcalls) = (answerer.clone(), Arc::clone(&upcalls));
-        thread::Builder::new().name("decision".into()).spawn(move || {
+        move || answerer.run(&upcalls)
+    })
+}
+
+/// Starts a thread on each of at most [`MAX_ANSWERERS`] CPUs.
+///
+/// # Errors
+/// If the system has no thread left.
+pub(super) fn for_each_cpu<F: FnOnce() + Send + 'static>(
+    name: &str,
+    make: impl Fn() -> F,
+) -> io::Result<Vec<JoinHandle<()>>> {
+    let start = |cpu| {
+        let run = make();
+        thread::Builder::new().name(name.into()).spawn(move || {
             stay_on(cpu);
             prefer();
-            answerer.run(&upcalls);
+            run();
         })
     };
     own_cpus().into_iter().take(MAX_ANSWERERS).map(start).collect()
@@ -195,6 +212,10 @@ impl Upcalls {
 }
 
 fn answer(shared: &Shared, maps: &mut Maps, rows: &mut Rows<Class>, snapshot: &Snapshot, ask: &Ask) {
+    if Action::from_code(ask.action) == Some(Action::Resolve) {
+        // What is waited for is set up by threads of its own.
+        return shared.namespaces.ask(ask);
+    }
     let now = now();
     let _deciding = snapshot.names.deciding();
     let known = names_of(maps, snapshot, ask, now);
@@ -238,6 +259,12 @@ fn names_of(maps: &mut Maps, snapshot: &Snapshot, ask: &Ask, now: Instant) -> na
     if let Some(gone) = gone {
         maps.connect.remove(gone);
     }
+    if ask.held == HELD_WIRE && known.hosts.is_empty() {
+        // A flow that may have been opened under a name which has ended since: the answer serves no new connection.
+        let hosts = snapshot.names.remembered((slot, epoch), canonical(address(&key)));
+        let until = if hosts.is_empty() { u64::MAX } else { now.boot.saturating_sub(1) };
+        return names::Known { hosts, until };
+    }
     known
 }
 
@@ -272,7 +299,7 @@ pub(super) fn endpoint_class(snapshot: &Snapshot, key: &ConnectKey, hosts: &Arc<
     }
 }
 
-fn task_key(slot: u32, epoch: u32, task: &Known) -> TaskKey {
+pub(super) fn task_key(slot: u32, epoch: u32, task: &Known) -> TaskKey {
     TaskKey { slot, epoch, generation: task.generation }
 }
 

@@ -4,6 +4,7 @@ pub mod cidr;
 pub mod clock;
 pub mod decision;
 pub mod duration;
+pub mod host;
 pub mod label;
 pub mod process;
 pub mod resource;

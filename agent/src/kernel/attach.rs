@@ -51,6 +51,14 @@ pub enum Guard {
     SocketAccept,
     /// Taking them in (BPF LSM).
     FileReceive,
+    /// Who answered a question for names: IPv4.
+    Recvmsg4,
+    /// The same for IPv6.
+    Recvmsg6,
+    /// Whom a socket that asks for names is connected to: IPv4.
+    Getpeername4,
+    /// The same for IPv6.
+    Getpeername6,
     /// Opening secret files (BPF LSM).
     FileOpen,
     /// Labels unix sockets (BPF LSM).
@@ -86,13 +94,17 @@ enum Kind {
 
 impl Guard {
     /// Every guard in the order of attaching: lineage and labels before what relies on them.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 34] = [
         Self::Exit,
         Self::TaskAlloc,
         Self::Fork,
         Self::Exec,
         Self::SockCreate,
         Self::SocketCreate,
+        Self::Recvmsg4,
+        Self::Recvmsg6,
+        Self::Getpeername4,
+        Self::Getpeername6,
         Self::Connect4,
         Self::Connect6,
         Self::Sendmsg4,
@@ -140,6 +152,10 @@ impl Guard {
             Self::SocketSendmsg => "socket_sendmsg",
             Self::SocketAccept => "socket_accept",
             Self::FileReceive => "file_receive",
+            Self::Recvmsg4 => "recvmsg4",
+            Self::Recvmsg6 => "recvmsg6",
+            Self::Getpeername4 => "getpeername4",
+            Self::Getpeername6 => "getpeername6",
             Self::FileOpen => "file_open",
             Self::UnixLabel => "unix_label",
             Self::UnixConnect => "unix_connect",

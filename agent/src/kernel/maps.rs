@@ -4,7 +4,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use agent_common::Counter;
 use agent_common::maps::{
-    ConnectKey, FileKey, Learned, Mark, RowKey, Settings, SocketLabel, TaskState, UnixName, Usage, Verdict,
+    Client, ClientKey, ConnectKey, FileKey, Learned, Mark, Resolver, RowKey, Settings, SocketLabel, TaskState,
+    UnixName, Usage, Verdict,
 };
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, SkStorage};
@@ -210,6 +211,10 @@ pub struct Maps {
     pub unix_names: Table<UnixName, u32>,
     /// The same of names that somebody asked for.
     pub unix_asked: Table<UnixName, u32>,
+    /// Network namespace -> where the daemon answers names.
+    pub resolvers: Table<u64, Resolver>,
+    /// Source of a question for names -> task.
+    pub clients: Table<ClientKey, Client>,
     /// Files that the daemon opened last.
     pub learned: Slots<Learned>,
     /// The one settings value.
@@ -241,6 +246,8 @@ impl Maps {
             directories: Table::open(ebpf, "DIRECTORIES", false)?,
             unix_names: Table::open(ebpf, "UNIX_NAMES", false)?,
             unix_asked: Table::open(ebpf, "UNIX_ASKED", true)?,
+            resolvers: Table::open(ebpf, "RESOLVERS", false)?,
+            clients: Table::open(ebpf, "DNS_CLIENTS", true)?,
             learned: Slots::open(ebpf, "LEARNED")?,
             settings: Slots::open(ebpf, "SETTINGS")?,
             active: Slots::open(ebpf, "ACTIVE")?,

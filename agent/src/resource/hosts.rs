@@ -4,11 +4,9 @@ use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+use crate::domain::host::is_name;
 use crate::domain::{LabelSet, Protocol};
 
-/// Longest name, the final dot left out.
-pub const MAX_NAME: usize = 253;
-const MAX_PART: usize = 63;
 /// Ports of a range that are listed one by one; of a longer one, its ends.
 const MAX_LISTED: u16 = 16;
 /// What a name is tried at where its entry says nothing.
@@ -51,15 +49,6 @@ impl HostPattern {
         }
         Ok(if below { Self::Below(name.into()) } else { Self::Exact(name.into()) })
     }
-}
-
-/// Whether `name` is one that can be asked for here: lower case, no final dot, no part or whole too long.
-pub fn is_name(name: &str) -> bool {
-    let is_part = |part: &str| {
-        (1..=MAX_PART).contains(&part.len())
-            && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_'))
-    };
-    name.len() <= MAX_NAME && name.split('.').all(is_part)
 }
 
 /// What an entry with names gives them.

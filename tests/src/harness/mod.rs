@@ -1,6 +1,7 @@
 //! What every test stands on: the machine, a daemon with servers and secrets around it, tasks and their records.
 
 pub(crate) mod daemon;
+pub(crate) mod dns;
 pub(crate) mod ear;
 pub(crate) mod machine;
 pub(crate) mod netns;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Result, anyhow};
 
 use super::daemon::{Daemon, Place};
+use super::dns::{self, NameServer};
 use super::machine::Machine;
 use super::options::{AGENTS, Options, POLICIES, SECRETS, UNIX};
 use super::record::Record;
@@ -31,6 +32,8 @@ pub(crate) struct World {
     pub(crate) shut: Servers,
     pub(crate) audited: Servers,
     pub(crate) erroring: Servers,
+    /// Whom the daemon asks for names.
+    pub(crate) names: NameServer,
 }
 
 impl World {
@@ -51,10 +54,12 @@ impl World {
         place.write("etc/agents.toml", AGENTS)?;
         place.write("etc/secrets.toml", SECRETS)?;
         place.write("etc/unix.toml", UNIX)?;
+        endpoints += dns::CATALOGUE;
         place.write("etc/endpoints.toml", &endpoints)?;
         place.write("etc/policies/test.cedar", POLICIES)?;
-        let daemon = Daemon::start(machine, place, &options)?;
-        Ok(Self { machine: machine.clone(), daemon, open, more, shut, audited, erroring })
+        let names = NameServer::new()?;
+        let daemon = Daemon::start(machine, place, &options.setting(&names.setting()))?;
+        Ok(Self { machine: machine.clone(), daemon, open, more, shut, audited, erroring, names })
     }
 
     pub(crate) fn task(&self) -> Task<'_> {

@@ -3,6 +3,7 @@
 //! `writ-probe WRAPPER.. ACTION ARGUMENTS`: each wrapper changes who acts (a child, a thread, a namespace), the action is
 //! one attempt. Each attempt prints one line: `ok` or `errno NAME`. A wrapper that cannot be set up prints `setup NAME`.
 
+mod dns;
 mod doors;
 mod files;
 mod flow;
@@ -62,6 +63,7 @@ fn say(outcome: Attempt) {
 
 fn attempt(state: &mut State, words: &[&str]) -> Attempt {
     let found = net::attempt(words).or_else(|| sockets::attempt(words)).or_else(|| unix::attempt(state, words));
+    let found = found.or_else(|| dns::attempt(words));
     let found = found.or_else(|| files::attempt(words)).or_else(|| flow::attempt(state, words));
     let found = found.or_else(|| listen::attempt(state, words)).or_else(|| doors::attempt(words));
     let found = found.or_else(|| live::attempt(state, words)).or_else(|| wire::attempt(words));
