@@ -57,7 +57,7 @@ fn parts(event: &Event) -> (Style, &'static str, String) {
         Event::DaemonReady(coverage) => (NOTE, "DAEMON", covered("ready", coverage)),
         Event::PolicyRejected(no) => (BAD, "POLICY", rejected(&no.error, no.generation)),
         Event::CatalogueRejected(no) => (BAD, "CATALOGUE", rejected(&no.error, no.generation)),
-        Event::DaemonStarted(_) | Event::DaemonStopping(_) => (NOTE, "DAEMON", daemon(event)),
+        Event::DaemonStarted(_) | Event::DaemonAdopted(_) | Event::DaemonStopping(_) => (NOTE, "DAEMON", daemon(event)),
         Event::Detached(_) => (ALARM, "DETACHED", daemon(event)),
         Event::PolicyLoaded(_) => (NOTE, "POLICY", daemon(event)),
         Event::CatalogueChanged(_) => (NOTE, "CATALOGUE", daemon(event)),
@@ -68,7 +68,15 @@ fn daemon(event: &Event) -> String {
     match event {
         Event::DaemonStarted(started) => {
             let (version, kernel) = (shown(&started.version), shown(&started.kernel));
-            format!("started  version {version} pid {} kernel {kernel}  tasks {}", started.pid, started.adopted_tasks)
+            format!("started  version {version} pid {} kernel {kernel}", started.pid)
+        }
+        Event::DaemonAdopted(now) => {
+            let (tasks, processes, revoked) = (now.tasks, now.processes, now.revoked);
+            let decided: u64 = now.decisions.values().sum();
+            format!(
+                "took over  away {}ms  tasks {tasks} processes {processes} revoked {revoked}  decided meanwhile {decided}",
+                now.away_ms
+            )
         }
         Event::DaemonStopping(stopping) => {
             let then = if stopping.stays_enforced { "  what is in force stays in force" } else { "" };

@@ -9,7 +9,7 @@ use agent_common::maps::{Mark, SLOT_DAEMON, Settings, TaskState};
 use jiff::Timestamp;
 
 use super::killing::kill_all;
-use super::{DaemonError, start};
+use super::{DaemonError, keeper, start};
 use crate::config::{Config, Flags};
 use crate::kernel::maps::{Slots, Table};
 use crate::kernel::{LoadError, MapError, PinError, Pins};
@@ -96,6 +96,7 @@ fn take_down(config: &Config, dir: &Path, pins: &Pins, leave_running: bool) -> R
     };
     record(config, killed, left_running)?;
     let (programs, maps) = pins.clear().map_err(LoadError::from)?;
+    keeper::forget_all(config);
     Ok(Detached { dir: Some(dir.to_owned()), killed, left_running, programs, maps })
 }
 

@@ -9,6 +9,7 @@ mod detach;
 mod error;
 mod flows;
 mod inotify;
+mod keeper;
 mod killing;
 mod namespaces;
 mod over;
@@ -256,6 +257,7 @@ impl Loop {
         self.take_in(None, Vec::new());
         self.daemon.sweep();
         self.daemon.tell_losses();
+        self.daemon.keep_counts();
         self.daemon.measure();
         self.daemon.watch_clock();
         self.daemon.refresh_unix_names();

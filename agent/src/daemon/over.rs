@@ -19,19 +19,34 @@ const DRAIN: u64 = 2_000_000_000;
 /// A task that had no process for so long and of whose end no news came has ended: the news was lost. Nanoseconds.
 const NEWS_LOST: u64 = 2_000_000_000;
 
+/// Tasks whose counts are written down in one turn.
+const AT_ONCE: usize = 32;
+
 /// A task whose processes are gone and whose sockets drain.
 pub(super) struct Draining {
-    slot: u32,
-    epoch: u32,
-    until: u64,
+    pub(super) slot: u32,
+    pub(super) epoch: u32,
+    pub(super) until: u64,
 }
 
 impl Daemon {
+    /// Writes down the counts of the tasks for which there were decisions, some at a time.
+    pub(super) fn keep_counts(&mut self) {
+        let some: Vec<(u32, u32)> = self.unwritten.iter().copied().take(AT_ONCE).collect();
+        for owner in some {
+            self.unwritten.remove(&owner);
+            if let Some(task) = self.table.held().find(|task| (task.slot, task.epoch) == owner) {
+                self.keeper.note(task);
+            }
+        }
+    }
+
     /// Expires what is due, ends what has no process left, and frees the slots of what has drained.
     pub(super) fn sweep(&mut self) {
         for task in self.table.expire(instant()) {
             self.take_down(&task, TaskStatus::Expired);
             self.record_over(&task, "its time ran out");
+            self.keeper.note(&task);
         }
         let empty = |task: &&Task| self.maps.usage.get(task.slot).processes <= 0;
         let gone: Vec<(u32, u32, TaskStatus)> =
@@ -65,6 +80,7 @@ impl Daemon {
         self.put_state(slot, drains);
         self.draining.push(Draining { slot, epoch, until });
         self.record_over(&task, "its last process has gone");
+        self.keeper.note(&task);
     }
 
     fn end_drained(&mut self) {
@@ -84,6 +100,7 @@ impl Daemon {
         let Some(task) = self.table.finish(slot, epoch, status, instant()).cloned() else { return };
         self.take_down(&task, status);
         self.record_over(&task, why);
+        self.keeper.note(&task);
     }
 
     /// The kernel first: from here on nothing goes. Then the programs are told, by the end of their connections.
@@ -101,7 +118,9 @@ impl Daemon {
 
     pub(super) fn release(&mut self, slot: u32, epoch: u32) {
         let _ = self.table.finish(slot, epoch, TaskStatus::Ended, instant());
-        self.table.release(slot, epoch);
+        if self.table.release(slot, epoch).is_some() {
+            self.keeper.forget(slot);
+        }
         self.shared.snapshot.load().names.forget((slot, epoch));
         let _ = self.publish(|snapshot| {
             snapshot.tasks.remove(&(slot, epoch));
@@ -109,7 +128,7 @@ impl Daemon {
         });
     }
 
-    fn record_over(&mut self, task: &Task, why: &str) {
+    pub(super) fn record_over(&mut self, task: &Task, why: &str) {
         let Some(reference) = self.reference(task.slot, task.epoch) else { return };
         let counts = self.table.by_mark(task.slot, task.epoch).map_or(task.counts, |task| task.counts);
         let over = Box::new(TaskOver {

@@ -94,6 +94,7 @@ impl Daemon {
         }
         let Some(task) = self.reference(slot, epoch) else { return self.lost(Cause::Undecodable, 1) };
         self.table.count(slot, epoch, note.effect, 1);
+        self.unwritten.insert((slot, epoch));
         let detail = self.shared.details.get(note.detail);
         let policies =
             detail.as_ref().map_or_else(Vec::new, |detail| detail.policies.iter().map(PolicyNote::from).collect());
@@ -249,10 +250,15 @@ impl Daemon {
 
     /// Records what the kernel and the decision threads lost since this was last called.
     pub(super) fn tell_losses(&mut self) {
+        let mut news = false;
         for counter in LOSSES {
             let now = self.maps.counter(counter);
             let before = self.told.insert(counter, now).unwrap_or(0);
+            news |= now > before;
             self.lost(Cause::Kernel(counter), now.saturating_sub(before));
+        }
+        if news {
+            self.keeper.note_losses(&self.told);
         }
         let notes = self.shared.lost_notes.swap(0, Ordering::Relaxed);
         self.lost(Cause::QueueFull, notes);

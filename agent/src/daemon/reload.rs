@@ -203,10 +203,10 @@ impl Daemon {
 
     /// Takes in what a scan found. True if anything changed.
     pub(super) fn rescanned(&mut self, rescan: Rescan) -> bool {
-        let known = self.classes.classes().len();
+        let known = self.classes.len();
         let changed = self.protection.apply(&mut self.maps, rescan.scan, rescan.reloaded);
         self.classes = rescan.classes;
-        if !changed && self.classes.classes().len() == known {
+        if !changed && self.classes.len() == known {
             return false;
         }
         self.secrets_changed();

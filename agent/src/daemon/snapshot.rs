@@ -15,7 +15,7 @@ use crate::domain::{
 };
 use crate::names::{Names, TaskMark};
 use crate::policy::{Class, Policies, Prepared};
-use crate::resource::{Endpoints, UnixListeners};
+use crate::resource::{ClassTable, Endpoints, UnixListeners};
 
 /// A task as the decision threads need it.
 #[derive(Debug)]
@@ -42,8 +42,7 @@ pub(super) struct Snapshot {
     pub(super) policies: Arc<Policies>,
     pub(super) endpoints: Arc<Endpoints>,
     pub(super) unix: Arc<UnixListeners>,
-    /// Labels of class `index + 1`.
-    pub(super) classes: Arc<[Arc<LabelSet>]>,
+    pub(super) classes: Arc<ClassTable>,
     pub(super) places: Arc<Places>,
     pub(super) tasks: HashMap<(u32, u32), Arc<Known>>,
     /// The names that tasks came to know: shared by all snapshots.
@@ -99,7 +98,7 @@ impl Snapshot {
 
     /// The classes whose verdicts the kernel is given before it asks: without BPF LSM it asks of few facilities only.
     pub(super) fn rows(&self, lsm: bool) -> impl Iterator<Item = (u32, Class)> {
-        let secrets = (1u32..).zip(self.classes.iter()).filter(move |_| lsm);
+        let secrets = self.classes.numbered().filter(move |_| lsm);
         let facilities = Facility::ALL.iter().filter(move |facility| lsm || EVERYWHERE.contains(facility));
         let facilities = facilities.filter_map(|facility| {
             let class = CLASS_FACILITY | facility.code();
@@ -111,7 +110,7 @@ impl Snapshot {
 
     /// The labels of a class of secrets.
     pub(super) fn class_labels(&self, class: u32) -> Option<&Arc<LabelSet>> {
-        self.classes.get(usize::try_from(class).ok()?.checked_sub(1)?)
+        self.classes.labels(class)
     }
 }
 

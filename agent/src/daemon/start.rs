@@ -19,9 +19,10 @@ use tokio::sync::mpsc;
 
 use super::DaemonError;
 use super::canary::{Outcome, Targets};
-use super::canary_task::{self, CANARY_LABEL};
+use super::canary_task::{self, CANARY_LABEL, CANARY_SLOT};
 use super::coverage::{Coverage, Evidence};
 use super::flows::{self, FlowNews};
+use super::keeper::Keeper;
 use super::namespaces::{self, Namespaces};
 use super::protect::{Guarding, Protection, chain};
 use super::resolver;
@@ -32,6 +33,7 @@ use super::takeover;
 use super::threads::{self, Note, Shared};
 use super::unix;
 use crate::config::{Config, Flags, Require, Translation};
+use crate::decision::{Details, MAX_DETAILS};
 use crate::domain::clock::boot_now_ns;
 use crate::kernel::lsm::{BpfLsm, bpf_lsm};
 use crate::kernel::{Fanotify, Guard, Guards, Kernel, Layout, LoadError, Loaded, Maps, Pins, Ring, Setup, learn};
@@ -105,17 +107,23 @@ pub(super) fn start(config: Config, flags: &Flags, sources: Sources, lock: File)
     recorder.record(Timestamp::now(), Event::DaemonStarted(daemon_started()));
     raise_descriptor_limit();
     let settings = settings(&config);
-    let Loaded { mut kernel, layout, mut maps, upcalls, records } = load(&config, settings)?;
+    let Loaded { mut kernel, layout, mut maps, upcalls, mut records } = load(&config, settings)?;
     translate(&mut kernel, &config)?;
     let attached = attach(&mut kernel, layout)?;
     kernel.take_effect(&mut maps)?;
-    let inherited = takeover::inherit(&mut maps);
+    let keeper = Keeper::open(&config)?;
+    let mut inherited = takeover::inherit(&mut maps, &keeper, &sources.registry);
     let targets = Targets::new(&config.runtime_dir).map_err(|error| DaemonError::System("set up the canary", error))?;
     let guarding = guarding(&mut maps, &attached, &targets)?;
-    let mut classes = ClassTable::default();
+    let mut classes = ClassTable::after(takeover::last_class(&maps));
     let protection = protect(&sources, &guarding, &mut maps, &mut classes, targets.secret());
     unix::put_exact(&mut maps, &sources.unix);
-    let (shared, notes, opened) = share(&config, &sources, &classes, &protection);
+    let (shared, notes, opened) = share(&config, &sources, &classes, &protection, kernel.instance());
+    shared.snapshot.rcu(|snapshot| {
+        let mut snapshot = Snapshot::clone(snapshot);
+        inherited.publish(&mut maps, &mut snapshot);
+        snapshot
+    });
     let mut threads = spawn(&kernel, &shared, upcalls, settings, &guarding)?;
     match resolve(&config, &kernel, &shared, opened) {
         Ok(resolving) => threads.extend(resolving),
@@ -151,7 +159,7 @@ pub(super) fn start(config: Config, flags: &Flags, sources: Sources, lock: File)
     let limits =
         Limits { default_ttl: config.default_ttl, max_ttl: config.max_ttl, socket_mark_mask: config.socket_mark_mask };
     let mut table = TaskTable::new(limits, generation);
-    inherited.epochs.iter().for_each(|&(slot, epoch)| table.skip_epoch(slot, epoch));
+    inherited.fill(&mut table);
     let parts = Parts {
         config,
         flags: flags.clone(),
@@ -159,6 +167,7 @@ pub(super) fn start(config: Config, flags: &Flags, sources: Sources, lock: File)
         maps,
         shared,
         flows,
+        keeper,
         classes,
         protection,
         guarding,
@@ -170,6 +179,7 @@ pub(super) fn start(config: Config, flags: &Flags, sources: Sources, lock: File)
     let mut daemon = Daemon::new(parts, sources.registry, sources.secrets);
     daemon.kernel.stay();
     daemon.dismiss_canary(&targets);
+    daemon.take_over(inherited, &mut records);
     Ok(Started { daemon, records, notes, flow_news, threads, lock })
 }
 
@@ -193,7 +203,7 @@ fn sinks(config: &Config) -> Result<Vec<Sink>, DaemonError> {
 
 fn daemon_started() -> DaemonStarted {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
-    DaemonStarted { version: env!("CARGO_PKG_VERSION").to_owned(), pid: std::process::id(), kernel, adopted_tasks: 0 }
+    DaemonStarted { version: env!("CARGO_PKG_VERSION").to_owned(), pid: std::process::id(), kernel }
 }
 
 /// Each protected file takes a descriptor.
@@ -308,12 +318,13 @@ fn share(
     sources: &Sources,
     classes: &ClassTable,
     protection: &Protection,
+    instance: u32,
 ) -> (Shared, mpsc::Receiver<Note>, mpsc::UnboundedReceiver<Sockets>) {
     let snapshot = Snapshot {
         policies: Arc::clone(&sources.policies),
         endpoints: Arc::clone(&sources.endpoints),
         unix: Arc::clone(&sources.unix),
-        classes: Arc::from(classes.classes()),
+        classes: Arc::new(classes.clone()),
         places: Arc::new(protection.places()),
         tasks: HashMap::new(),
         names: Arc::default(),
@@ -322,7 +333,8 @@ fn share(
     let (namespaces, opened) = Namespaces::new();
     let shared = Shared {
         snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
-        details: Arc::default(),
+        // Each daemon's numbers are its own, for as long as there are not 65,536 of them between two boots.
+        details: Arc::new(Details::after(instance.wrapping_sub(1) << MAX_DETAILS.trailing_zeros())),
         notes,
         lost_notes: Arc::new(AtomicU64::new(0)),
         undecodable: Arc::new(AtomicU64::new(0)),
@@ -390,7 +402,7 @@ impl Daemon {
         self.protection.remove(&mut self.maps, targets.secret());
         self.baseline = Counter::ALL.iter().map(|counter| (*counter, self.maps.counter(*counter))).collect();
         let mut snapshot = Snapshot::clone(&self.shared.snapshot.load());
-        snapshot.tasks.clear();
+        snapshot.tasks.retain(|(slot, _), _| *slot != CANARY_SLOT);
         snapshot.places = Arc::new(self.protection.places());
         self.shared.snapshot.store(Arc::new(snapshot));
     }

@@ -1,6 +1,6 @@
 //! The daemon's state and what changes it: tasks opened, revoked, expired and ended, policies exchanged.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,6 +11,7 @@ use jiff::Timestamp;
 
 use super::coverage::Coverage;
 use super::flows::Flows;
+use super::keeper::Keeper;
 use super::over::Draining;
 use super::protect::{Guarding, Protection, chain};
 use super::snapshot::{Known, Snapshot};
@@ -41,6 +42,7 @@ pub(super) struct Daemon {
     pub(super) maps: Maps,
     pub(super) shared: Shared,
     pub(super) flows: Flows,
+    pub(super) keeper: Keeper,
     pub(super) table: TaskTable,
     pub(super) registry: Registry,
     pub(super) secrets: Arc<Secrets>,
@@ -66,6 +68,8 @@ pub(super) struct Daemon {
     pub(super) baseline: HashMap<Counter, u64>,
     /// Decisions that the kernel's counters do not know of: fanotify's, and those of audit mode.
     pub(super) noted: HashMap<Effect, u64>,
+    /// Tasks whose counts are newer than what is written down of them.
+    pub(super) unwritten: HashSet<(u32, u32)>,
     pub(super) draining: Vec<Draining>,
     pub(super) unix_names: UnixNames,
     /// Tasks without a process, and since when: boot clock, nanoseconds.
@@ -80,6 +84,7 @@ pub(super) struct Parts {
     pub(super) maps: Maps,
     pub(super) shared: Shared,
     pub(super) flows: Flows,
+    pub(super) keeper: Keeper,
     pub(super) classes: ClassTable,
     pub(super) protection: Protection,
     pub(super) guarding: Guarding,
@@ -98,6 +103,7 @@ impl Daemon {
             maps: parts.maps,
             shared: parts.shared,
             flows: parts.flows,
+            keeper: parts.keeper,
             table: parts.table,
             registry,
             secrets,
@@ -119,6 +125,7 @@ impl Daemon {
             rates: super::status::Rates::default(),
             baseline: HashMap::new(),
             noted: HashMap::new(),
+            unwritten: HashSet::new(),
             draining: Vec::new(),
             unix_names: UnixNames::default(),
             empty: HashMap::new(),
@@ -182,6 +189,7 @@ impl Daemon {
 
     /// The decision threads first, then the kernel: nothing may be asked that cannot be answered.
     fn set_up(&mut self, task: &Task) -> Result<(), String> {
+        self.keeper.write(task).map_err(|error| format!("the task cannot be written down: {error}"))?;
         self.publish(|snapshot| add_task(snapshot, task))?;
         self.fill_rows(task).map_err(|error| chain(&error))?;
         // One process: the one that is about to be marked. No other has this slot's mark.
@@ -326,7 +334,7 @@ impl Daemon {
 
     /// New classes, places and rows after the guards were brought up to date.
     pub(super) fn secrets_changed(&mut self) {
-        let (classes, places) = (Arc::from(self.classes.classes()), Arc::new(self.protection.places()));
+        let (classes, places) = (Arc::new(self.classes.clone()), Arc::new(self.protection.places()));
         let _ = self.publish(|snapshot| {
             (snapshot.classes, snapshot.places) = (classes, places);
             Ok(())
@@ -371,7 +379,7 @@ impl Daemon {
     }
 }
 
-fn add_task(snapshot: &mut Snapshot, task: &Task) -> Result<(), String> {
+pub(super) fn add_task(snapshot: &mut Snapshot, task: &Task) -> Result<(), String> {
     let prepared = snapshot.policies.prepare(&task.facts).map_err(|error| chain(&error))?;
     let known = Known { prepared, facts: Arc::clone(&task.facts), generation: task.generation, mode: task.mode };
     snapshot.tasks.insert((task.slot, task.epoch), Arc::new(known));

@@ -30,6 +30,9 @@ impl Loop {
         if !stays_enforced {
             self.daemon.end_tasks();
         }
+        while !self.daemon.unwritten.is_empty() {
+            self.daemon.keep_counts();
+        }
         let Daemon { recorder, kernel, .. } = self.daemon;
         let unwritten = recorder.close();
         if unwritten > 0 {

@@ -38,6 +38,8 @@ const TURN: u16 = 100;
 pub(super) const MAX_ANSWERERS: usize = 16;
 /// How long a refusal for want of an entity is left for who waits, nanoseconds.
 const PATIENCE: u64 = 1_000_000_000;
+/// A question older than this, in nanoseconds, was put to a daemon that is gone: nobody waits for its answer any more.
+const STALE: u64 = 5_000_000_000;
 /// Questions taken from the ring before the heartbeat is looked after.
 const BATCH: usize = 256;
 
@@ -217,6 +219,9 @@ fn answer(shared: &Shared, maps: &mut Maps, rows: &mut Rows<Class>, snapshot: &S
         return shared.namespaces.ask(ask);
     }
     let now = now();
+    if ask.held != HELD_AUDIT && now.boot.saturating_sub(ask.time) > STALE {
+        return;
+    }
     let _deciding = snapshot.names.deciding();
     let known = names_of(maps, snapshot, ask, now);
     let mut answer = decide(rows, snapshot, ask, &known.hosts, now);

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::domain::{Decision, PolicyRef, Shadow};
 
 /// Distinct details at most: beyond it a verdict has number 0 and its record names no policies.
-const MAX_DETAILS: usize = 1 << 16;
+pub const MAX_DETAILS: usize = 1 << 16;
 
 /// What a record adds to effect and reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub struct Detail {
 /// The lock is held for a look-up or an insert and nothing else; the decision threads and the main loop share it.
 #[derive(Debug, Default)]
 pub struct Details {
+    /// The numbers up to here are another daemon's: records of what the kernel decided by them may still come.
+    before: u32,
     table: Mutex<Table>,
     overflowed: AtomicU64,
 }
@@ -39,13 +41,18 @@ struct Table {
 type Key = (Vec<PolicyRef>, usize, Option<(agent_common::Effect, agent_common::Reason, Vec<PolicyRef>)>);
 
 impl Details {
+    /// A table whose numbers are all higher than `last`.
+    pub fn after(last: u32) -> Self {
+        Self { before: last, ..Self::default() }
+    }
+
     /// The number of a decision's detail; 0 for none (no policies, no shadow) and when the table is full.
     pub fn number(&self, decision: &Decision) -> u32 {
         if decision.policies.is_empty() && decision.shadow.is_none() && decision.hop == 0 {
             return 0;
         }
         let number = self.table.lock().unwrap_or_else(PoisonError::into_inner).number(decision);
-        number.unwrap_or_else(|| {
+        number.map(|number| number.wrapping_add(self.before)).unwrap_or_else(|| {
             self.overflowed.fetch_add(1, Ordering::Relaxed);
             0
         })
@@ -58,7 +65,7 @@ impl Details {
 
     /// What a number stands for.
     pub fn get(&self, number: u32) -> Option<Arc<Detail>> {
-        let index = usize::try_from(number).ok()?.checked_sub(1)?;
+        let index = usize::try_from(number.checked_sub(self.before)?).ok()?.checked_sub(1)?;
         self.table.lock().unwrap_or_else(PoisonError::into_inner).details.get(index).cloned()
     }
 }
@@ -112,6 +119,14 @@ mod tests {
         assert_eq!(details.number(&decision("a")), 0);
         assert_ne!(details.number(&Decision { hop: 1, ..decision("a") }), 0, "what is there keeps its number");
         assert_eq!((details.take_overflowed(), details.take_overflowed()), (1, 0));
+    }
+
+    #[test]
+    fn numbers_of_a_daemon_before_lead_nowhere() {
+        let details = Details::after(1 << 16);
+        let number = details.number(&decision("a"));
+        assert_eq!((number, details.number(&decision("a"))), ((1 << 16) + 1, number));
+        assert!(details.get(number).is_some() && details.get(1).is_none() && details.get(1 << 16).is_none());
     }
 
     #[test]

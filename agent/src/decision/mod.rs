@@ -7,5 +7,5 @@
 mod details;
 mod rows;
 
-pub use details::{Detail, Details};
+pub use details::{Detail, Details, MAX_DETAILS};
 pub use rows::{Answer, Instant, Judge, Rows, TaskKey};

@@ -48,7 +48,7 @@ impl fmt::Debug for TaskId {
 }
 
 /// An agent, as the registry has it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentFacts {
     /// Its id; a SPIFFE ID where there is one.
     pub id: Arc<str>,
@@ -59,7 +59,7 @@ pub struct AgentFacts {
 }
 
 /// A registered purpose, as the registry has it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IntentFacts {
     /// Its id.
     pub id: Arc<str>,
@@ -68,7 +68,7 @@ pub struct IntentFacts {
 }
 
 /// The human or service on whose behalf a task runs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserFacts {
     /// Name.
     pub id: Arc<str>,
@@ -77,7 +77,7 @@ pub struct UserFacts {
 }
 
 /// One task: the Cedar principal.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskFacts {
     /// Its id.
     pub id: TaskId,

@@ -148,12 +148,17 @@ impl Kernel {
         self.pins.as_ref().is_some_and(Tenure::taken_over)
     }
 
+    /// The number of this set of programs: every daemon over the same maps has another.
+    pub fn instance(&self) -> u32 {
+        self.pins.as_ref().map_or(1, Tenure::instance)
+    }
+
     /// Puts this set of programs in force in the place of those that were, in one store, and detaches them.
     ///
     /// # Errors
     /// [`LoadError`]; before anything is detached if the store fails.
     pub fn take_effect(&mut self, maps: &mut Maps) -> Result<(), LoadError> {
-        let instance = self.pins.as_ref().map_or(1, Tenure::instance);
+        let instance = self.instance();
         maps.active.put(0, instance)?;
         if let Some(own) = &self.pins {
             own.pins().detach_all_but(instance)?;

@@ -17,6 +17,6 @@ pub use kill::{KillError, Killed, kill_verified};
 pub use lineage::{Known, Lineage};
 pub use namespace::net_namespaces;
 pub use network::{network_namespace, network_namespace_id};
-pub use snapshot::{ProcessFacts, SnapshotError, ancestors, snapshot};
+pub use snapshot::{ProcessFacts, SnapshotError, ancestors, is_process, snapshot};
 pub use sockets::{HeldSocket, held_sockets};
 pub use unix::listening_paths;

@@ -98,6 +98,16 @@ impl From<ProcessFacts> for Ancestor {
     }
 }
 
+/// Whether there is a process `pid` that started at `start` (boot clock, nanoseconds; 0 for whenever). What cannot be told
+/// counts as there.
+pub fn is_process(pid: u32, start: u64) -> bool {
+    match start_ticks(pid) {
+        Ok(ticks) => start == 0 || ticks == start / tick_ns().max(1),
+        Err(SnapshotError::Gone(_)) => false,
+        Err(_) => true,
+    }
+}
+
 /// When process `pid` started, in clock ticks.
 pub(super) fn start_ticks(pid: u32) -> Result<u64, SnapshotError> {
     let stat = open(pid)?.stat().map_err(|source| unread(pid, source))?;
@@ -177,9 +187,12 @@ mod tests {
         assert_eq!(&*facts.comm, "cat");
         assert_eq!(facts.uid, nix::unistd::getuid().as_raw());
         assert!(facts.exe.unwrap().starts_with('/'));
+        assert!(is_process(child.id(), 0) && is_process(child.id(), facts.start));
+        assert!(!is_process(child.id(), facts.start + tick_ns()));
         assert!(facts.start + tick_ns() >= before && facts.start <= boot_now_ns());
         child.kill().unwrap();
         child.wait().unwrap();
+        assert!(!is_process(child.id(), 0));
         assert!(matches!(snapshot(child.id()), Err(SnapshotError::Gone(_))));
     }
 

@@ -58,12 +58,7 @@ fn events() -> Vec<Event> {
         Event::ProcessExec(process_event(None)),
         Event::ProcessExit(process_event(Some(0))),
         Event::Loss(Loss { cause: Cause::Kernel(agent_common::Counter::RecordLostDeny), count: 4 }),
-        Event::DaemonStarted(DaemonStarted {
-            version: "0.1.0".into(),
-            pid: 1,
-            kernel: "6.12.1".into(),
-            adopted_tasks: 0,
-        }),
+        Event::DaemonStarted(DaemonStarted { version: "0.1.0".into(), pid: 1, kernel: "6.12.1".into() }),
         Event::DaemonReady(coverage()),
         Event::DaemonStopping(DaemonStopping { why: "SIGTERM".into(), stays_enforced: true }),
         Event::PolicyLoaded(PolicyLoaded { generation: 3, policies: 12, audited: 1 }),
@@ -72,6 +67,13 @@ fn events() -> Vec<Event> {
         Event::CatalogueRejected(rejected),
         Event::Detached(Detached { killed: 3, left_running: 0 }),
         Event::FlowCut(Box::new(cut())),
+        Event::DaemonAdopted(DaemonAdopted {
+            away_ms: 1500,
+            tasks: 2,
+            revoked: 1,
+            processes: 7,
+            decisions: [("deny daemon_lost".to_owned(), 4)].into(),
+        }),
     ]
 }
 

@@ -1,5 +1,6 @@
 //! Records of what came and went: tasks, processes, the daemon, its policies and catalogues, and losses.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -189,8 +190,22 @@ pub struct DaemonStarted {
     pub pid: u32,
     /// The kernel's release.
     pub kernel: String,
-    /// Tasks that were already running and were taken over.
-    pub adopted_tasks: u64,
+}
+
+/// The daemon took over what the one before had left in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DaemonAdopted {
+    /// How long nobody was there, in milliseconds: since the last sign of life of the daemon before.
+    pub away_ms: u64,
+    /// Tasks that go on, or whose processes have not all gone.
+    pub tasks: u64,
+    /// Tasks that could not go on.
+    pub revoked: u64,
+    /// Processes of tasks.
+    pub processes: u64,
+    /// What the kernel decided meanwhile by itself: how often, by effect and reason, such as `deny daemon_lost`. Each of
+    /// these decisions has its own record too.
+    pub decisions: BTreeMap<String, u64>,
 }
 
 /// What the host enforces: for the kind `daemon_ready`.

@@ -12,6 +12,7 @@
 //! | `flow_cut` | [`FlowCut`] |
 //! | `loss` | [`Loss`] |
 //! | `daemon_started` | [`DaemonStarted`] |
+//! | `daemon_adopted` | [`DaemonAdopted`] |
 //! | `daemon_ready` | [`Coverage`] |
 //! | `daemon_stopping` | [`DaemonStopping`] |
 //! | `detached` | [`Detached`] |
@@ -36,8 +37,8 @@ pub use coalesce::Coalescer;
 pub use decision::{Decision, PolicyNote, Process, Resource, Shadow, TaskRef, Tier, UNKNOWN_UID};
 pub use hub::{Hub, Writing, missed_line};
 pub use lifecycle::{
-    CatalogueChanged, Cause, Coverage, DaemonStarted, DaemonStopping, Detached, FlowCut, Loss, PathCoverage,
-    PolicyLoaded, ProcessEvent, Rejected, TaskOver, TaskStarted,
+    CatalogueChanged, Cause, Coverage, DaemonAdopted, DaemonStarted, DaemonStopping, Detached, FlowCut, Loss,
+    PathCoverage, PolicyLoaded, ProcessEvent, Rejected, TaskOver, TaskStarted,
 };
 
 pub use recorder::Recorder;
@@ -85,6 +86,8 @@ pub enum Event {
     Loss(Loss),
     /// The daemon began to run.
     DaemonStarted(DaemonStarted),
+    /// The daemon took over from one that had gone.
+    DaemonAdopted(DaemonAdopted),
     /// The daemon enforces, and has proven it.
     DaemonReady(Coverage),
     /// The daemon stops.

@@ -15,7 +15,7 @@ pub mod secrets;
 pub mod unix;
 mod walk;
 
-pub use class::ClassTable;
+pub use class::{ClassTable, NO_CLASS};
 pub use endpoints::Endpoints;
 pub use findings::SEVERAL_NAMES;
 pub use hosts::Carried;

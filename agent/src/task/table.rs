@@ -123,6 +123,16 @@ impl TaskTable {
         }
     }
 
+    /// Takes in a task that was opened before this table was made; its slot is not free, and its epoch is the slot's last.
+    pub fn adopt(&mut self, task: Task) {
+        self.free.retain(|slot| *slot != task.slot);
+        self.opened += 1;
+        if let Some(slot) = self.slot_mut(task.slot) {
+            slot.epoch = slot.epoch.max(task.epoch);
+            slot.task = Some(task);
+        }
+    }
+
     /// Opens a task.
     ///
     /// # Errors
@@ -392,6 +402,22 @@ mod tests {
         assert_eq!(state.deadline, NOW.boot + 1_800_000_000_000);
         assert_eq!(table.by_mark(task.slot, task.epoch), Some(&task));
         assert_eq!(table.by_mark(task.slot, task.epoch + 1), None);
+    }
+
+    #[test]
+    fn an_adopted_task_keeps_its_slot_and_its_slot_goes_on_counting() {
+        let mut first = TaskTable::with_slots(Limits::default(), 7, 2);
+        first.skip_epoch(0, 4);
+        let task = open(&mut first, &request()).unwrap();
+        let mut table = TaskTable::with_slots(Limits::default(), 8, 2);
+        table.adopt(task.clone());
+        let other = open(&mut table, &request()).unwrap();
+        assert_eq!((task.slot, task.epoch, other.slot), (0, 5, 1));
+        assert_eq!(open(&mut table, &request()), Err(OpenError::Full(2)));
+        table.finish(0, 5, TaskStatus::Ended, NOW);
+        table.release(0, 5);
+        let next = open(&mut table, &request()).unwrap();
+        assert_eq!((next.slot, next.epoch, table.opened()), (0, 6, 3));
     }
 
     #[test]
