@@ -20,6 +20,7 @@ mod namespaces;
 mod net;
 mod options;
 mod outlive;
+mod pinned;
 mod policy;
 mod records;
 mod reload;
@@ -84,6 +85,7 @@ fn all() -> Vec<Test> {
         names::own_tests(),
         stopped::tests(),
         outlive::tests(),
+        pinned::tests(),
         lineage::own_tests(),
         unix::own_tests(),
         input::tests(),

@@ -2,22 +2,23 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::symlink;
-use std::time::Instant;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::harness::daemon::{Place, set_mode};
 use crate::harness::options::{AGENTS, Options};
-use crate::harness::pins;
 use crate::harness::record::Record;
-use crate::harness::run::{Session, run};
+use crate::harness::run::Session;
+use crate::harness::server::{TcpServer, UdpServer};
 use crate::harness::wait::{bound, slowness, until, until_instant};
 use crate::harness::world::{Lab, MORE, OPEN, World};
 use crate::{Test, on_every_tier};
+
+/// On an address of loopback that nobody else uses, at the port that name servers have.
+const NAME_SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 53, 77, 3)), 53);
 
 pub(crate) fn tests() -> Vec<Test> {
     on_every_tier([
@@ -27,26 +28,17 @@ pub(crate) fn tests() -> Vec<Test> {
         ("outlive::a_lost_file_revokes", file_lost),
         ("outlive::policies_changed_meanwhile", changed_meanwhile),
         ("outlive::restarted_under_load", restarted_under_load),
+        ("outlive::killed_in_a_loop", killed_in_a_loop),
         ("outlive::told_to_end", told_to_end),
-        ("outlive::detach_leaves_nothing", detach_leaves_nothing),
-        ("outlive::detach_leaves_running_what_it_is_told_to", detach_leave_running),
-        ("outlive::detach_waits_for_the_daemon", detach_while_running),
-        ("outlive::detach_is_not_for_agents", detach_from_inside),
-        ("outlive::another_layout_is_refused", another_layout),
-        ("outlive::what_never_took_effect_goes", leftover),
-        ("outlive::one_daemon_a_directory", one_daemon),
-        ("outlive::no_daemon_from_inside_a_task", daemon_from_inside),
-        ("outlive::a_failed_start_leaves_nothing", failed_start),
-        ("outlive::no_bpf_file_system", no_file_system),
     ])
 }
 
-fn world(lab: &Lab) -> Result<World> {
+pub(crate) fn world(lab: &Lab) -> Result<World> {
     lab.own(Options::default().pinned())
 }
 
 /// A session of a task with one verdict that is known, and its id.
-fn known(world: &World) -> Result<(Session, String)> {
+pub(crate) fn known(world: &World) -> Result<(Session, String)> {
     world.open.arrived()?;
     let mut session = world.task().connect(OPEN).connect(MORE).session()?;
     let task = session.task()?;
@@ -57,7 +49,7 @@ fn known(world: &World) -> Result<(Session, String)> {
 }
 
 /// Everything that is forbidden, and first contacts, by every way out.
-fn expect_shut_in(world: &World, session: &mut Session) -> Result<()> {
+pub(crate) fn expect_shut_in(world: &World, session: &mut Session) -> Result<()> {
     for words in [
         vec!["tcp".to_owned(), world.shut.tcp()?],
         vec!["udp".to_owned(), world.shut.udp()?],
@@ -110,7 +102,7 @@ fn killed(lab: &Lab) -> Result<()> {
 }
 
 /// With a daemon there again everything is decided as before, and a first contact is answered.
-fn expect_normal(world: &World, session: &mut Session) -> Result<()> {
+pub(crate) fn expect_normal(world: &World, session: &mut Session) -> Result<()> {
     session.expect(&["tcp", &world.shut.tcp()?], &["errno EPERM"])?;
     session.expect(&["udp", &world.shut.udp()?], &["errno EPERM"])?;
     ensure!(world.shut.arrived()? == 0, "it arrived");
@@ -257,6 +249,56 @@ fn restarted_under_load(lab: &Lab) -> Result<()> {
     world.daemon.stop().map(drop)
 }
 
+/// Killed again and again, at every moment of its start too, while agents try to get out all the time: nothing comes.
+///
+/// `WRIT_TEST_KILLS` says how often; without it a few times.
+fn killed_in_a_loop(lab: &Lab) -> Result<()> {
+    let mut world = world(lab)?;
+    let rounds = kills();
+    // A name server of the test's own: a query that comes through comes here.
+    let names = (TcpServer::at(NAME_SERVER)?, UdpServer::at(NAME_SERVER)?);
+    let (shut, more) = (&world.shut, &world.more);
+    let tcp = [shut.tcp4.address()?, shut.tcp6.address()?, more.tcp4.address()?, names.0.address()?];
+    let udp = [shut.udp4.address()?, shut.udp6.address()?, more.udp4.address()?, names.1.address()?];
+    let tcp = tcp.map(|address| format!("tcp={address}"));
+    let udp = udp.map(|address| format!("udp={address}"));
+    let name = [format!("name={}", names.1.address()?)];
+    let mut agents = Vec::new();
+    for targets in [&tcp[..], &udp, &name] {
+        let mut session = world.task().connect(OPEN).session()?;
+        session.task()?;
+        session.tell(&[&["siege"], targets.iter().map(String::as_str).collect::<Vec<_>>().as_slice()].concat())?;
+        agents.push(session);
+    }
+    for round in 0..rounds {
+        world.daemon.kill()?;
+        if round % 4 == 3 {
+            // While it starts: at another moment each time.
+            world.daemon.start_again()?;
+            until_instant(Instant::now() + Duration::from_millis(u64::from(round) * 37 % 600) * slowness());
+            world.daemon.kill()?;
+        }
+        world.daemon.restart().with_context(|| format!("in round {round}"))?;
+    }
+    let came = (world.shut.arrived()?, world.more.arrived()?, names.0.arrived()?.len() + names.1.arrived()?);
+    ensure!(came == (0, 0, 0), "{came:?} came through in {rounds} rounds");
+    for mut session in agents {
+        session.tell(&["pid"])?;
+        let answer = session.answer()?.concat();
+        println!("{rounds} rounds: {answer}");
+        let tried = answer.strip_prefix("tried ").and_then(|rest| rest.strip_suffix(" through 0"));
+        let tried: u64 = tried.with_context(|| format!("something came through: {answer}"))?.parse()?;
+        ensure!(tried > u64::from(rounds), "tried {tried} times only");
+        session.close()?;
+    }
+    world.daemon.stop().map(drop)
+}
+
+fn kills() -> u32 {
+    let few = if slowness() > 1 { 2 } else { 8 };
+    std::env::var("WRIT_TEST_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(few)
+}
+
 fn told_to_end(lab: &Lab) -> Result<()> {
     let mut world = world(lab)?;
     let (mut session, task) = known(&world)?;
@@ -270,172 +312,4 @@ fn told_to_end(lab: &Lab) -> Result<()> {
     ensure!(!records.iter().any(|record| record.kind() == "task_ended" && record.task() == task), "the task ended");
     session.close()?;
     world.daemon.stop().map(drop)
-}
-
-fn detach_leaves_nothing(lab: &Lab) -> Result<()> {
-    let mut world = world(lab)?;
-    let (mut session, _) = known(&world)?;
-    world.daemon.kill()?;
-    let pins = world.daemon.place.pins();
-    let ids = pins::link_ids(&pins)?;
-    ensure!(ids.len() >= 9 && pins::still_attached(&ids).len() == ids.len(), "{ids:?} should be attached");
-    let detached = world.daemon.place.detach(&world.machine, &[])?;
-    ensure!(detached.status.success(), "{detached:?}");
-    ensure!(detached.lines.iter().any(|line| line.contains("nothing is enforced any more")), "{detached:?}");
-    ensure!(!session.wait_for_end()?.success(), "the process of the task goes on");
-    ensure!(!pins.exists(), "something is pinned");
-    // The kernel frees a link a moment after its last name and descriptor have gone.
-    until("the end of every link", 10, || Ok(pins::still_attached(&ids).is_empty().then_some(())))?;
-    let again = world.daemon.place.detach(&world.machine, &[])?;
-    ensure!(again.status.success() && again.lines == ["nothing is pinned, nothing was done"], "{again:?}");
-    world.daemon.record("the detaching", |record| record.kind() == "detached" && record.number("/killed") == 1)?;
-    world.daemon.restart()?;
-    world.task().connect(OPEN).run(&["tcp", &world.open.tcp()?])?.expect(&["ok"])?;
-    world.daemon.stop().map(drop)
-}
-
-fn detach_leave_running(lab: &Lab) -> Result<()> {
-    let mut world = world(lab)?;
-    let (mut session, _) = known(&world)?;
-    world.daemon.kill()?;
-    let detached = world.daemon.place.detach(&world.machine, &["--leave-running"])?;
-    ensure!(detached.status.success() && detached.lines.concat().contains("WARNING: 1 process"), "{detached:?}");
-    session.expect(&["tcp", &world.shut.tcp()?], &["ok"])?;
-    world
-        .daemon
-        .record("the detaching", |record| record.kind() == "detached" && record.number("/left_running") == 1)?;
-    session.close().map(drop)
-}
-
-fn detach_while_running(lab: &Lab) -> Result<()> {
-    let world = world(lab)?;
-    let (mut session, _) = known(&world)?;
-    let refused = world.daemon.place.detach(&world.machine, &[])?;
-    ensure!(refused.status.code() == Some(5) && refused.stderr.contains("systemctl stop writd"), "{refused:?}");
-    session.expect(&["tcp", &world.shut.tcp()?], &["errno EPERM"])?;
-    session.close()?;
-    world.daemon.stop().map(drop)
-}
-
-/// An agent that is root cannot free itself by the tool that is there for it.
-fn detach_from_inside(lab: &Lab) -> Result<()> {
-    from_inside(lab, |world| {
-        let place = &world.daemon.place;
-        format!(
-            "detach --leave-running --config-dir {} --runtime-dir {} --records {} --pin-dir {}",
-            place.path("etc").display(),
-            place.path("other-run").display(),
-            place.path("records.jsonl").display(),
-            place.pins().display()
-        )
-    })
-}
-
-/// A marked process runs `writd` with these arguments once the daemon has been killed, and is turned away.
-fn from_inside(lab: &Lab, arguments: impl Fn(&World) -> String) -> Result<()> {
-    let mut world = world(lab)?;
-    let writd = world.machine.program("writd");
-    let mut inside = world.daemon.writ(&["run", "--agent", "coder", "--intent", "fix-bug", "--", "/bin/sh", "-c"]);
-    let (reader, writer) = nix::unistd::pipe()?;
-    inside.arg(format!("read line; exec {} {}", writd.display(), arguments(&world))).stdin(reader);
-    let running = std::thread::spawn(move || run(inside));
-    until("the task", 10, || {
-        let tasks = world.daemon.ask(&["task", "list"])?;
-        Ok(tasks.pointer("/tasks/0").map(drop))
-    })?;
-    world.daemon.kill()?;
-    fs::File::from(writer).write_all(b"go\n")?;
-    let ran = running.join().map_err(|_| anyhow::anyhow!("the thread panicked"))??;
-    ensure!(ran.status.code() == Some(4) && ran.stderr.contains("outside of tasks"), "{ran:?}");
-    ensure!(pins::instances(&world.daemon.place.pins())? == [1], "something was done");
-    world.daemon.stop().map(drop)
-}
-
-fn another_layout(lab: &Lab) -> Result<()> {
-    let mut world = world(lab)?;
-    let (mut session, _) = known(&world)?;
-    world.daemon.kill()?;
-    let pins = world.daemon.place.pins();
-    let own = fs::read_link(pins.join("layout"))?;
-    fs::remove_file(pins.join("layout"))?;
-    symlink("v0-0123456789abcdef", pins.join("layout"))?;
-    let refused = run(world.daemon.place.command(&world.machine, &Options::default().pinned())?)?;
-    let own = own.to_string_lossy();
-    ensure!(refused.status.code() == Some(7), "{refused:?}");
-    for word in ["v0-0123456789abcdef", &own, "writd detach"] {
-        ensure!(refused.stderr.contains(word), "`{word}` is not in {}", refused.stderr);
-    }
-    expect_shut_in(&world, &mut session)?;
-    session.close()?;
-    world.daemon.stop().map(drop)
-}
-
-fn leftover(lab: &Lab) -> Result<()> {
-    let mut world = world(lab)?;
-    let (mut session, _) = known(&world)?;
-    world.daemon.kill()?;
-    let pins = world.daemon.place.pins();
-    let before = pins::instances(&pins)?;
-    ensure!(before == [1], "{before:?}");
-    pins::pin_again(&pins, 1, "egress", 7)?;
-    let old = pins::link_ids(&pins)?;
-    world.daemon.restart()?;
-    let after = pins::instances(&pins)?;
-    ensure!(after == [2], "{after:?}");
-    until("the end of the old links", 10, || Ok(pins::still_attached(&old).is_empty().then_some(())))?;
-    expect_normal(&world, &mut session)?;
-    session.close()?;
-    world.daemon.stop().map(drop)
-}
-
-fn one_daemon(lab: &Lab) -> Result<()> {
-    let world = world(lab)?;
-    let place = Place::new()?;
-    let second = run(place.command(&world.machine, &Options::default().pinned_at(&world.daemon.place.pins()))?)?;
-    ensure!(second.status.code() == Some(5) && second.stderr.contains("another writd"), "{second:?}");
-    world.task().connect(OPEN).run(&["tcp", &world.open.tcp()?])?.expect(&["ok"])?;
-    world.daemon.stop().map(drop)
-}
-
-/// A marked process that becomes the daemon would lose its mark.
-fn daemon_from_inside(lab: &Lab) -> Result<()> {
-    let other = Place::new()?;
-    from_inside(lab, |world| {
-        format!(
-            "--config-dir {} --runtime-dir {} --state-dir {} --records {} --home {} --pin-dir {}",
-            other.path("etc").display(),
-            other.path("run").display(),
-            other.path("state").display(),
-            other.path("records.jsonl").display(),
-            other.path("home").display(),
-            world.daemon.place.pins().display()
-        )
-    })
-}
-
-fn failed_start(lab: &Lab) -> Result<()> {
-    lab.close();
-    let place = Place::new()?.with_bpffs()?;
-    // A file that is no directory, met only after everything was attached.
-    place.write("run/canary-secret/in-the-way", "")?;
-    let failed = run(place.command(&lab.machine, &Options::default().pinned())?)?;
-    ensure!(failed.status.code() == Some(1), "{failed:?}");
-    ensure!(!place.pins().exists(), "something is pinned");
-    Ok(())
-}
-
-fn no_file_system(lab: &Lab) -> Result<()> {
-    lab.close();
-    let place = Place::new()?;
-    let refused = run(place.command(&lab.machine, &Options::default().pinned())?)?;
-    ensure!(refused.status.code() == Some(7), "{refused:?}");
-    for word in ["mount -t bpf bpf", "--no-pin"] {
-        ensure!(refused.stderr.contains(word), "`{word}` is not in {}", refused.stderr);
-    }
-    let place = place.with_bpffs()?;
-    fs::create_dir(place.pins())?;
-    set_mode(&place.pins(), 0o777)?;
-    let refused = run(place.command(&lab.machine, &Options::default().pinned())?)?;
-    ensure!(refused.status.code() == Some(7) && refused.stderr.contains("root's alone"), "{refused:?}");
-    Ok(())
 }

@@ -14,6 +14,7 @@ mod net;
 mod process;
 mod scan;
 mod session;
+mod siege;
 mod sockets;
 mod surroundings;
 mod unix;

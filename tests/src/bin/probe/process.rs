@@ -5,7 +5,7 @@ use std::io::Write;
 use nix::sys::signal::{Signal, raise};
 
 use crate::net::errno;
-use crate::{Attempt, number};
+use crate::{Attempt, number, siege};
 
 /// Actions with an output of their own.
 pub(super) fn special(words: &[&str]) -> Option<Attempt> {
@@ -25,6 +25,7 @@ pub(super) fn special(words: &[&str]) -> Option<Attempt> {
             Ok(())
         }
         ["descriptors"] => descriptors(),
+        ["siege", ref targets @ ..] => siege::siege(targets),
         _ => return None,
     })
 }
