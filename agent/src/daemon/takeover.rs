@@ -168,6 +168,7 @@ fn unknown(slot: u32, state: &TaskState, status: TaskStatus) -> Task {
         generation: state.generation,
         mode: Mode::from_code(state.mode).unwrap_or(Mode::Enforce),
         on_daemon_loss: DaemonLoss::Deny,
+        socket_mark: state.socket_mark,
         deadline: state.deadline,
         status,
         started: at.millis(),
