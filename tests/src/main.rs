@@ -4,6 +4,7 @@
 //! offer: what it then lacks is a failure. Tests of the full tier on a machine declared reduced are skipped by name.
 //! `--only` leaves the tests whose names begin so; a beginning that no test has is an error.
 
+mod doctor;
 mod egress;
 mod facility;
 mod flood;
@@ -80,6 +81,7 @@ fn all() -> Vec<Test> {
         flood::tests(),
         unix::tests(),
         // Each with daemons of its own.
+        doctor::tests(),
         reload::tests(),
         flows::own_tests(),
         names::own_tests(),

@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio_stream::Stream;
 
 use super::types::{
-    ErrorBody, LabelsView, OpenTask, ReloadView, StatusView, TaskView, TasksView, WhoisQuery, WhoisView,
+    DoctorView, ErrorBody, LabelsView, OpenTask, ReloadView, StatusView, TaskView, TasksView, WhoisQuery, WhoisView,
 };
 
 /// How long to wait for an answer: longer than the server gives its loop.
@@ -118,6 +118,14 @@ impl Client {
     /// [`ClientError`].
     pub async fn status(&self) -> Result<StatusView, ClientError> {
         self.get("/v1/status").await
+    }
+
+    /// The coverage table, measured for this answer.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn doctor(&self) -> Result<DoctorView, ClientError> {
+        self.post("/v1/doctor", Vec::new()).await
     }
 
     /// Which labels a grant may name.

@@ -3,7 +3,7 @@
 use tokio::sync::oneshot;
 
 use super::types::{
-    ErrorBody, LabelsView, OpenTask, ReloadView, StatusView, TaskView, TasksView, WhoisQuery, WhoisView,
+    DoctorView, ErrorBody, LabelsView, OpenTask, ReloadView, StatusView, TaskView, TasksView, WhoisQuery, WhoisView,
 };
 
 /// Where the loop puts its answer.
@@ -56,6 +56,11 @@ pub enum Command {
     Status {
         /// The answer.
         reply: Reply<StatusView>,
+    },
+    /// Let the canary try everything now, and say what came of it.
+    Doctor {
+        /// The answer.
+        reply: Reply<DoctorView>,
     },
     /// Which labels a grant may name.
     Labels {

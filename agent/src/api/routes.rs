@@ -41,6 +41,7 @@ pub(super) fn router(shared: Shared) -> Router {
         .route("/v1/tasks/{id}", get(get_task))
         .route("/v1/tasks/{id}/revoke", post(revoke_task))
         .route("/v1/status", get(status))
+        .route("/v1/doctor", post(doctor))
         .route("/v1/labels", get(labels))
         .route("/v1/whois", get(whois))
         .route("/v1/reload", post(reload))
@@ -90,6 +91,10 @@ async fn revoke_task(State(shared): State<Shared>, Path(id): Path<String>) -> An
 
 async fn status(State(shared): State<Shared>) -> Answer<super::types::StatusView> {
     ask(&shared, |reply| Command::Status { reply }).await
+}
+
+async fn doctor(State(shared): State<Shared>) -> Answer<super::types::DoctorView> {
+    ask(&shared, |reply| Command::Doctor { reply }).await
 }
 
 async fn labels(State(shared): State<Shared>) -> Answer<super::types::LabelsView> {

@@ -94,6 +94,7 @@ async fn answer(mut inbox: mpsc::Receiver<Command>, seen: mpsc::UnboundedSender<
             }
             Command::ListTasks { reply } => drop(reply.send(Ok(TasksView { tasks: vec![task()] }))),
             Command::Status { reply } => drop(reply.send(Ok(status()))),
+            Command::Doctor { reply } => drop(reply.send(Ok(doctor()))),
             Command::Labels { reply } => drop(reply.send(Ok(labels()))),
             Command::Whois { query, reply } => {
                 let view = WhoisView { protocol: query.protocol, peer: query.remote, ..whois() };
@@ -142,6 +143,8 @@ pub(crate) fn status() -> StatusView {
         guard: guard.into(),
         state,
         detail: detail.into(),
+        absent: false,
+        next: None,
     };
     StatusView {
         version: "0.1.0".into(),
@@ -161,6 +164,46 @@ pub(crate) fn status() -> StatusView {
         losses: [("upcall_ring_full".to_owned(), 0)].into(),
         records: RecordsView { path: "/var/log/writ/records.jsonl".into(), failing: None },
         memory_kib: 20_480,
+    }
+}
+
+pub(crate) fn doctor() -> DoctorView {
+    let row = |path: &str, state, detail: &str, next: Option<&str>| CoverageView {
+        path: path.into(),
+        guard: "lsm file_open".into(),
+        state,
+        detail: detail.into(),
+        absent: false,
+        next: next.map(str::to_owned),
+    };
+    DoctorView {
+        sound: false,
+        faults: vec!["secret open (the canary was not refused)".into()],
+        tier: "reduced".into(),
+        promised: "full".into(),
+        version: "0.1.0".into(),
+        pid: 42,
+        heartbeat_ms: 40,
+        hold_budget_ms: 20,
+        canary: CanaryView { rounds: 9, restarts: 1, took_us: 700, age_ms: 3 },
+        host: host(),
+        coverage: vec![
+            row("connect tcp4", CoverageState::Enforced, "a canary is refused every second", None),
+            row("secret open", CoverageState::NotCovered, "the canary was not refused", Some("write 1 to it")),
+        ],
+    }
+}
+
+pub(crate) fn host() -> HostView {
+    HostView {
+        kernel: "6.12.1".into(),
+        lsm: Some("lockdown,yama,bpf".into()),
+        ftrace: Some(false),
+        btf: true,
+        cgroup2: Some("/sys/fs/cgroup".into()),
+        bpffs: None,
+        fanotify: Some(true),
+        cpus: 2,
     }
 }
 

@@ -186,6 +186,73 @@ pub struct CoverageView {
     pub state: CoverageState,
     /// Why it is so, in one sentence.
     pub detail: String,
+    /// The host cannot do it at all, so that nothing is missing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub absent: bool,
+    /// What to do to have it enforced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// `POST /v1/doctor`: the coverage table, measured for this answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DoctorView {
+    /// Whether everything that the tier promises is enforced.
+    pub sound: bool,
+    /// What is not, one sentence each.
+    pub faults: Vec<String>,
+    /// `full` or `reduced`.
+    pub tier: String,
+    /// The tier when the daemon started.
+    pub promised: String,
+    /// The daemon's version.
+    pub version: String,
+    /// The daemon's process id.
+    pub pid: u32,
+    /// Milliseconds since the threads that decide gave their last sign of life.
+    pub heartbeat_ms: u64,
+    /// How long a first contact is held, milliseconds.
+    pub hold_budget_ms: u64,
+    /// The canary.
+    pub canary: CanaryView,
+    /// The host as the daemon sees it.
+    pub host: HostView,
+    /// What was measured.
+    pub coverage: Vec<CoverageView>,
+}
+
+/// The process that tries each path every second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CanaryView {
+    /// Rounds since the daemon started.
+    pub rounds: u64,
+    /// How often it was silent or gone, and another took its place.
+    pub restarts: u64,
+    /// How long the last round took, microseconds.
+    pub took_us: u64,
+    /// How long ago it ended, milliseconds.
+    pub age_ms: u64,
+}
+
+/// What a host offers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostView {
+    /// The kernel's release.
+    pub kernel: String,
+    /// Its list of security modules, if it can be read.
+    pub lsm: Option<String>,
+    /// Whether `kernel.ftrace_enabled` is on: BPF LSM does not run without it.
+    pub ftrace: Option<bool>,
+    /// Whether the kernel's type information is there.
+    pub btf: bool,
+    /// Where cgroup v2 is mounted.
+    pub cgroup2: Option<String>,
+    /// Where the file system for pinned programs is mounted.
+    pub bpffs: Option<String>,
+    /// Whether there are permission events on files; absent where only root can tell.
+    pub fanotify: Option<bool>,
+    /// CPUs that the daemon may use.
+    pub cpus: u64,
 }
 
 /// How far a path is covered.

@@ -12,6 +12,7 @@ Exit codes:
     1  the daemon refused, or the answer could not be had or printed
     2  the command line is not understood
     3  no daemon, or no permission to speak to it
+    4  doctor: something that the tier promises is not enforced
   125  run: the task was not opened, the command did not start
   126  run: the command was found and could not be executed
   127  run: the command was not found
@@ -23,6 +24,9 @@ pub enum Failure {
     /// The daemon refused, or is not there.
     #[error(transparent)]
     Daemon(#[from] ClientError),
+    /// `doctor`: less is enforced than the tier promises; what, has been printed.
+    #[error("{0} of what the tier promises is not enforced; the column NEXT says what to do")]
+    Unsound(usize),
     /// `run`: there is no task, so the command was not started.
     #[error("`{command}` was not started: {cause}")]
     NotStarted {
@@ -78,6 +82,7 @@ impl Failure {
     pub fn code(&self) -> u8 {
         match self {
             Self::Daemon(ClientError::NoDaemon { .. } | ClientError::Permission(_)) => 3,
+            Self::Unsound(_) => 4,
             Self::NotStarted { .. } => 125,
             Self::NotExecutable { .. } | Self::NoInterpreter(_) => 126,
             Self::NotFound(_) => 127,
@@ -102,6 +107,7 @@ mod tests {
             (Failure::NotExecutable { command: "sh".into(), cause: denied() }, 126),
             (Failure::NoInterpreter("./sh".into()), 126),
             (Failure::NotFound("sh".into()), 127),
+            (Failure::Unsound(1), 4),
         ];
         for (failure, code) in failures {
             assert_eq!(failure.code(), code, "{failure}");

@@ -1,5 +1,6 @@
 //! `writ`: one file per verb. Data goes to standard output, talk to standard error.
 
+mod doctor;
 pub mod exit;
 mod labels;
 mod output;
@@ -58,6 +59,8 @@ enum Verb {
     Ps,
     /// Show what the daemon enforces, and how it is
     Status,
+    /// Measure what the daemon enforces right now; without a daemon, say what the host could give
+    Doctor,
     /// List the labels that a grant may name
     Labels,
     /// Show records as they are written
@@ -77,6 +80,7 @@ fn execute(args: Args) -> Result<(), Failure> {
         Verb::Task(verb) => task::execute(verb, &client, output),
         Verb::Ps => task::execute(task::TaskVerb::List, &client, output),
         Verb::Status => output.show(&block_on(client.status())?, status::text),
+        Verb::Doctor => doctor::examine(&client, output),
         Verb::Labels => output.show(&block_on(client.labels())?, labels::text),
         Verb::Watch(filter) => block_on(watch::follow(&client, &filter, output)),
         Verb::Whois(args) => output.show(&block_on(client.whois(&args.query()))?, whois::text),

@@ -11,8 +11,8 @@ use jiff::Timestamp;
 
 use crate::domain::{Effect, LabelSet, Reason};
 use crate::record::{
-    Coverage, Decision, Event, FlowCut, PolicyNote, Process, ProcessEvent, Record, Resource, Shadow, TaskOver, TaskRef,
-    TaskStarted, Tier,
+    Coverage, CoverageChanged, Decision, Event, FlowCut, PolicyNote, Process, ProcessEvent, Record, Resource, Shadow,
+    TaskOver, TaskRef, TaskStarted, Tier,
 };
 
 const DIM: Style = Style::new().dimmed();
@@ -55,6 +55,7 @@ fn parts(event: &Event) -> (Style, &'static str, String) {
         Event::FlowCut(cut) => flow_cut(cut),
         Event::Loss(loss) => (ALARM, "LOSS", format!("{ALARM}{} lost: {}{ALARM:#}", loss.count, loss.cause.as_str())),
         Event::DaemonReady(coverage) => (NOTE, "DAEMON", covered("ready", coverage)),
+        Event::CoverageChanged(change) => (ALARM, "COVERAGE", coverage_changed(change)),
         Event::PolicyRejected(no) => (BAD, "POLICY", rejected(&no.error, no.generation)),
         Event::CatalogueRejected(no) => (BAD, "CATALOGUE", rejected(&no.error, no.generation)),
         Event::DaemonStarted(_) | Event::DaemonAdopted(_) | Event::DaemonStopping(_) => (NOTE, "DAEMON", daemon(event)),
@@ -244,11 +245,28 @@ fn process_event(how: &str, event: &ProcessEvent) -> String {
     text
 }
 
-fn covered(how: &str, coverage: &Coverage) -> String {
-    let tier = match coverage.tier {
+fn coverage_changed(change: &CoverageChanged) -> String {
+    let tier = if change.from == change.to {
+        format!("tier {} as before", tier_word(change.to))
+    } else {
+        format!("tier {} -> {}", tier_word(change.from), tier_word(change.to))
+    };
+    change.paths.iter().fold(tier, |mut text, path| {
+        let (name, from, to) = (shown(&path.path), shown(&path.from), shown(&path.to));
+        push_if(&mut text, true, format_args!("{name} {from} -> {to}"));
+        text
+    })
+}
+
+fn tier_word(tier: Tier) -> &'static str {
+    match tier {
         Tier::Full => "full",
         Tier::Reduced => "reduced",
-    };
+    }
+}
+
+fn covered(how: &str, coverage: &Coverage) -> String {
+    let tier = tier_word(coverage.tier);
     let mut text = format!("{how}  tier {tier}  generation {}", coverage.generation);
     for path in &coverage.paths {
         push_if(&mut text, true, format_args!("{} {}", shown(&path.path), shown(&path.state)));

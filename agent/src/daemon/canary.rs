@@ -1,247 +1,47 @@
 //! The canary: a marked process that really tries each path, so that nothing is claimed which is not refused.
 //!
 //! Each attempt is made first by the daemon, unmarked, where it must succeed: only then does the refusal mean anything.
-//! The child is this same program, started with the hidden flag `--canary`.
+//! The child is this same program, started with the hidden flag `--canary`. It lives as long as the daemon does: a line of
+//! words comes in, and for each word a line goes out that says what came of it.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::{FromRawFd, OwnedFd};
-use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::io::{self, BufRead, Read, Write};
+use std::net::UdpSocket;
+use std::os::fd::AsFd;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// A path that the canary tries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum Attempt {
-    Tcp4,
-    Tcp6,
-    Udp4,
-    Udp6,
-    /// A child of the canary.
-    Forked,
-    RawSocket,
-    PacketSocket,
-    Secret,
-    UnixStream,
-    UnixDatagram,
-    /// A datagram from a socket that was connected before its task ended.
-    Egress,
-}
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-impl Attempt {
-    pub(super) const ALL: [Self; 11] = [
-        Self::Tcp4,
-        Self::Tcp6,
-        Self::Udp4,
-        Self::Udp6,
-        Self::Forked,
-        Self::RawSocket,
-        Self::PacketSocket,
-        Self::Secret,
-        Self::UnixStream,
-        Self::UnixDatagram,
-        Self::Egress,
-    ];
+use super::attempt::{Addresses, Attempt, Outcome, connect};
 
-    const fn word(self) -> &'static str {
-        match self {
-            Self::Tcp4 => "tcp4",
-            Self::Tcp6 => "tcp6",
-            Self::Udp4 => "udp4",
-            Self::Udp6 => "udp6",
-            Self::Forked => "forked",
-            Self::RawSocket => "raw_socket",
-            Self::PacketSocket => "packet_socket",
-            Self::Secret => "secret",
-            Self::UnixStream => "unix_stream",
-            Self::UnixDatagram => "unix_datagram",
-            Self::Egress => "egress",
-        }
-    }
-}
+/// The word for a datagram on the socket whose datagrams are to be dropped later.
+const FLOW: &str = "flow";
+/// Longest answer that a child gives.
+const MAX_LINE: usize = 4096;
 
-/// What came of an attempt.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
-    /// EPERM, where the daemon itself succeeded.
-    Refused,
-    /// It went through.
-    Through,
-    /// The daemon itself could not do it: the host lacks it.
-    Unavailable(String),
-    /// It failed for another reason than the guard.
-    Failed(String),
-}
+/// What came of each attempt.
+pub(super) type Outcomes = BTreeMap<Attempt, Outcome>;
 
-/// Where the attempts lead: servers of the daemon's own on loopback, and a file.
-pub(super) struct Targets {
-    tcp4: Option<TcpListener>,
-    tcp6: Option<TcpListener>,
-    udp4: Option<UdpSocket>,
-    udp6: Option<UdpSocket>,
-    flow: Option<UdpSocket>,
-    unix_stream: Option<UnixListener>,
-    unix_datagram: Option<UnixDatagram>,
-    secret: PathBuf,
-}
-
-/// The same, as the child gets them.
-#[derive(Clone, Debug)]
-struct Addresses {
-    tcp4: Option<SocketAddr>,
-    tcp6: Option<SocketAddr>,
-    udp4: Option<SocketAddr>,
-    udp6: Option<SocketAddr>,
-    flow: Option<SocketAddr>,
-    secret: PathBuf,
-}
-
-impl Targets {
-    /// Binds the servers and writes the file.
-    pub(super) fn new(directory: &Path) -> io::Result<Self> {
-        let secret = directory.join("canary-secret");
-        // What an earlier daemon may have left.
-        UNIX.iter().for_each(|name| drop(fs::remove_file(beside(&secret, name))));
-        fs::write(&secret, "nothing to see\n")?;
-        let (v4, v6) = ((Ipv4Addr::LOCALHOST, 0), (Ipv6Addr::LOCALHOST, 0));
-        Ok(Self {
-            tcp4: TcpListener::bind(v4).ok(),
-            tcp6: TcpListener::bind(v6).ok(),
-            udp4: UdpSocket::bind(v4).ok(),
-            udp6: UdpSocket::bind(v6).ok(),
-            flow: UdpSocket::bind(v4).ok(),
-            unix_stream: UnixListener::bind(beside(&secret, STREAM))
-                .ok()
-                .filter(|own| own.set_nonblocking(true).is_ok()),
-            unix_datagram: UnixDatagram::bind(beside(&secret, DATAGRAM))
-                .ok()
-                .filter(|own| own.set_nonblocking(true).is_ok()),
-            secret,
-        })
-    }
-
-    /// The file that is a secret of no policy.
-    pub(super) fn secret(&self) -> &Path {
-        &self.secret
-    }
-
-    /// Where the datagrams of the egress attempt go: the daemon allows the canary this one destination.
-    pub(super) fn egress(&self) -> Option<SocketAddr> {
-        self.flow.as_ref().and_then(|socket| socket.local_addr().ok())
-    }
-
-    fn addresses(&self) -> Addresses {
-        let tcp = |listener: &Option<TcpListener>| listener.as_ref().and_then(|l| l.local_addr().ok());
-        let udp = |socket: &Option<UdpSocket>| socket.as_ref().and_then(|s| s.local_addr().ok());
-        Addresses {
-            tcp4: tcp(&self.tcp4),
-            tcp6: tcp(&self.tcp6),
-            udp4: udp(&self.udp4),
-            udp6: udp(&self.udp6),
-            flow: udp(&self.flow),
-            secret: self.secret.clone(),
-        }
-    }
-
-    /// Takes in what the daemon's own attempts brought: nobody else does.
-    fn empty(&self) {
-        while self.unix_stream.as_ref().is_some_and(|own| own.accept().is_ok()) {}
-        while self.unix_datagram.as_ref().is_some_and(|own| own.recv(&mut [0]).is_ok()) {}
-    }
-}
-
-/// Names of the unix sockets, beside the secret.
-const UNIX: [&str; 2] = [STREAM, DATAGRAM];
-const STREAM: &str = "canary-stream";
-const DATAGRAM: &str = "canary-datagram";
-
-fn beside(secret: &Path, name: &str) -> PathBuf {
-    secret.with_file_name(name)
-}
-
-impl Drop for Targets {
-    fn drop(&mut self) {
-        UNIX.iter().for_each(|name| drop(fs::remove_file(beside(&self.secret, name))));
-        let _ = fs::remove_file(&self.secret);
-    }
-}
-
-impl Addresses {
-    fn try_one(&self, attempt: Attempt) -> io::Result<()> {
-        match attempt {
-            Attempt::Tcp4 | Attempt::Forked => connect(self.tcp4),
-            Attempt::Tcp6 => connect(self.tcp6),
-            Attempt::Udp4 => send(self.udp4),
-            Attempt::Udp6 => send(self.udp6),
-            Attempt::RawSocket => socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP),
-            Attempt::PacketSocket => socket(libc::AF_PACKET, libc::SOCK_DGRAM, 0),
-            Attempt::Secret => File::open(&self.secret).map(drop),
-            Attempt::UnixStream => UnixStream::connect(beside(&self.secret, STREAM)).map(drop),
-            Attempt::UnixDatagram => {
-                UnixDatagram::unbound()?.send_to(b"canary", beside(&self.secret, DATAGRAM)).map(drop)
-            }
-            Attempt::Egress => Ok(()),
-        }
-    }
-
-    fn to_words(&self) -> Vec<String> {
-        let word = |address: Option<SocketAddr>| address.map_or_else(|| "-".to_owned(), |a| a.to_string());
-        [self.tcp4, self.tcp6, self.udp4, self.udp6, self.flow].into_iter().map(word).collect()
-    }
-
-    fn from_words(words: &[String]) -> Option<Self> {
-        let [tcp4, tcp6, udp4, udp6, flow, secret] = words else { return None };
-        let (tcp4, tcp6, udp4, udp6) = (tcp4.parse().ok(), tcp6.parse().ok(), udp4.parse().ok(), udp6.parse().ok());
-        Some(Self { tcp4, tcp6, udp4, udp6, flow: flow.parse().ok(), secret: PathBuf::from(secret) })
-    }
-}
-
-fn connect(to: Option<SocketAddr>) -> io::Result<()> {
-    TcpStream::connect_timeout(&to.ok_or(io::ErrorKind::AddrNotAvailable)?, Duration::from_secs(5)).map(drop)
-}
-
-fn send(to: Option<SocketAddr>) -> io::Result<()> {
-    let to = to.ok_or(io::ErrorKind::AddrNotAvailable)?;
-    unconnected(to)?.send_to(b"canary", to).map(drop)
-}
-
-fn unconnected(to: SocketAddr) -> io::Result<UdpSocket> {
-    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    UdpSocket::bind((any, 0))
-}
-
-fn socket(family: i32, kind: i32, protocol: i32) -> io::Result<()> {
-    // SAFETY: a plain system call; the descriptor is owned at once.
-    let fd = unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, protocol) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is new and nobody else's.
-    drop(unsafe { OwnedFd::from_raw_fd(fd) });
-    Ok(())
-}
-
-/// The child, waiting to be marked.
+/// The child, and what the daemon itself can do.
 pub(super) struct Canary {
     child: Child,
     input: ChildStdin,
-    output: BufReader<ChildStdout>,
-    available: Vec<(Attempt, io::Result<()>)>,
+    output: ChildStdout,
+    read: Vec<u8>,
+    available: BTreeMap<Attempt, io::Result<()>>,
 }
 
 impl Canary {
     /// Tries everything from here, then starts the child, which does nothing before [`Canary::run`].
-    pub(super) fn start(targets: &Targets) -> io::Result<Self> {
-        let addresses = targets.addresses();
-        let available = Attempt::ALL.iter().map(|&attempt| (attempt, addresses.try_one(attempt))).collect();
-        targets.empty();
+    pub(super) fn start(addresses: &Addresses, attempts: &[Attempt]) -> io::Result<Self> {
+        let available = attempts.iter().map(|&attempt| (attempt, addresses.available(attempt))).collect();
         let mut child = Command::new("/proc/self/exe")
             .arg("--canary")
             .args(addresses.to_words())
-            .arg(&addresses.secret)
+            .arg(addresses.secret())
             .env_clear()
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -249,8 +49,8 @@ impl Canary {
             .spawn()?;
         let missing = || io::Error::other("the child has no pipes");
         let input = child.stdin.take().ok_or_else(missing)?;
-        let output = BufReader::new(child.stdout.take().ok_or_else(missing)?);
-        Ok(Self { child, input, output, available })
+        let output = child.stdout.take().ok_or_else(missing)?;
+        Ok(Self { child, input, output, read: Vec::new(), available })
     }
 
     /// The child's process id.
@@ -258,27 +58,35 @@ impl Canary {
         self.child.id()
     }
 
-    /// Lets the marked child try everything. `end` is called when it holds a connected socket, to end its task.
-    pub(super) fn run(mut self, end: impl FnOnce()) -> io::Result<Vec<(Attempt, Outcome)>> {
-        self.input.write_all(b"go\n")?;
-        let mut outcomes = Vec::new();
-        for attempt in Attempt::ALL.iter().filter(|attempt| **attempt != Attempt::Egress) {
-            outcomes.push((*attempt, self.outcome(*attempt)?));
+    /// Lets the marked child try. `end` is called when it holds a connected socket, to end its task.
+    ///
+    /// # Errors
+    /// If it does not answer within `limit`, or not so that it can be understood: it is of no more use then.
+    pub(super) fn run(&mut self, attempts: &[Attempt], limit: Duration, end: impl FnOnce()) -> io::Result<Outcomes> {
+        let until = Instant::now() + limit;
+        let at_once = || attempts.iter().copied().filter(|attempt| *attempt != Attempt::Egress);
+        let words: Vec<&str> = at_once().map(Attempt::word).chain([FLOW]).collect();
+        self.tell(&words)?;
+        let mut outcomes = Outcomes::new();
+        for attempt in at_once() {
+            outcomes.insert(attempt, self.outcome(attempt, until)?);
         }
-        let first = self.answer(Attempt::Egress)?;
+        let first = self.answer(FLOW, until)?;
         end();
-        self.input.write_all(b"go\n")?;
-        let second = self.answer(Attempt::Egress)?;
-        outcomes.push((Attempt::Egress, egress(&first, &second)));
-        drop(self.input);
-        self.child.wait()?;
+        if attempts.contains(&Attempt::Egress) {
+            self.tell(&[Attempt::Egress.word()])?;
+            outcomes.insert(Attempt::Egress, egress(&first, &self.answer(Attempt::Egress.word(), until)?));
+        }
         Ok(outcomes)
     }
 
-    fn outcome(&mut self, attempt: Attempt) -> io::Result<Outcome> {
-        let answer = self.answer(attempt)?;
-        let here = self.available.iter().find(|(other, _)| *other == attempt).map(|(_, result)| result);
-        Ok(match (here, answer.as_str()) {
+    fn tell(&mut self, words: &[&str]) -> io::Result<()> {
+        self.input.write_all(format!("{}\n", words.join(" ")).as_bytes())
+    }
+
+    fn outcome(&mut self, attempt: Attempt, until: Instant) -> io::Result<Outcome> {
+        let answer = self.answer(attempt.word(), until)?;
+        Ok(match (self.available.get(&attempt), answer.as_str()) {
             (Some(Err(error)), _) => Outcome::Unavailable(error.to_string()),
             (_, "EPERM") => Outcome::Refused,
             (_, "ok") => Outcome::Through,
@@ -286,12 +94,47 @@ impl Canary {
         })
     }
 
-    /// The child's line for an attempt: `WORD RESULT`.
-    fn answer(&mut self, attempt: Attempt) -> io::Result<String> {
-        let mut line = String::new();
-        self.output.read_line(&mut line)?;
-        let answer = line.trim_end().strip_prefix(attempt.word()).map(str::trim);
-        answer.map(str::to_owned).ok_or_else(|| io::Error::other(format!("the canary said `{}`", line.trim_end())))
+    /// The child's line for a word: `WORD RESULT`.
+    fn answer(&mut self, word: &str, until: Instant) -> io::Result<String> {
+        let line = self.line(until)?;
+        let answer = line.strip_prefix(word).map(str::trim);
+        answer.map(str::to_owned).ok_or_else(|| io::Error::other(format!("it said `{line}`")))
+    }
+
+    fn line(&mut self, until: Instant) -> io::Result<String> {
+        loop {
+            if let Some(end) = self.read.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = self.read.drain(..=end).collect();
+                return Ok(String::from_utf8_lossy(line.trim_ascii_end()).into_owned());
+            }
+            if self.read.len() > MAX_LINE {
+                return Err(io::Error::other("it says more than it was asked"));
+            }
+            self.wait(until)?;
+            let mut bytes = [0; 1024];
+            let count = self.output.read(&mut bytes)?;
+            if count == 0 {
+                return Err(io::Error::other("it has ended"));
+            }
+            self.read.extend(bytes.iter().take(count));
+        }
+    }
+
+    fn wait(&self, until: Instant) -> io::Result<()> {
+        let left = until.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(self.output.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(0) => Err(io::Error::other("it did not answer in time")),
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl Drop for Canary {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -304,7 +147,7 @@ fn egress(first: &str, second: &str) -> Outcome {
     }
 }
 
-/// The child's side: waits for the word, tries everything, says what came of it. Returns the exit code.
+/// The child's side: tries what it is told until nobody is there to tell it. Returns the exit code.
 pub fn main(words: &[String]) -> u8 {
     match Addresses::from_words(words).map(|addresses| sing(&addresses)) {
         Some(Ok(())) => 0,
@@ -313,20 +156,31 @@ pub fn main(words: &[String]) -> u8 {
 }
 
 fn sing(addresses: &Addresses) -> io::Result<()> {
-    let mut words = io::stdin().lock().lines();
-    let mut wait = || words.next().unwrap_or_else(|| Err(io::ErrorKind::UnexpectedEof.into())).map(drop);
-    wait()?;
-    for attempt in Attempt::ALL.into_iter().filter(|attempt| *attempt != Attempt::Egress) {
-        let result = match attempt {
-            Attempt::Forked => forked(addresses),
-            other => addresses.try_one(other),
-        };
-        say(attempt, &result)?;
+    let mut flow = None;
+    for line in io::stdin().lock().lines() {
+        for word in line?.split_whitespace() {
+            say(word, &try_word(addresses, &mut flow, word))?;
+        }
     }
-    let flow = flow(addresses.flow);
-    say(Attempt::Egress, &flow)?;
-    wait()?;
-    say(Attempt::Egress, &flow.and_then(|socket| socket.send(b"after").map(drop)))
+    Ok(())
+}
+
+fn try_word(addresses: &Addresses, flow: &mut Option<UdpSocket>, word: &str) -> io::Result<()> {
+    match Attempt::from_word(word) {
+        Some(Attempt::Forked) => forked(addresses),
+        Some(Attempt::Egress) => send(flow),
+        Some(other) => addresses.try_one(other),
+        None => {
+            if flow.is_none() {
+                *flow = Some(addresses.flow()?);
+            }
+            send(flow)
+        }
+    }
+}
+
+fn send(flow: &Option<UdpSocket>) -> io::Result<()> {
+    flow.as_ref().ok_or(io::ErrorKind::NotConnected)?.send(b"canary").map(drop)
 }
 
 /// The attempt of a child process, whose mark is its parent's.
@@ -334,6 +188,7 @@ fn forked(addresses: &Addresses) -> io::Result<()> {
     let code = Command::new("/proc/self/exe")
         .arg("--canary-child")
         .arg(addresses.tcp4.map_or_else(String::new, |address| address.to_string()))
+        .stdin(Stdio::null())
         .status()?
         .code();
     match code {
@@ -349,40 +204,20 @@ pub fn child(address: &OsStr) -> u8 {
     result.map_or_else(|error| error.raw_os_error().and_then(|code| u8::try_from(code).ok()).unwrap_or(255), |()| 0)
 }
 
-fn flow(to: Option<SocketAddr>) -> io::Result<UdpSocket> {
-    let to = to.ok_or(io::ErrorKind::AddrNotAvailable)?;
-    let socket = unconnected(to)?;
-    socket.connect(to)?;
-    socket.send(b"before")?;
-    Ok(socket)
-}
-
-fn say<T>(attempt: Attempt, result: &io::Result<T>) -> io::Result<()> {
+fn say<T>(word: &str, result: &io::Result<T>) -> io::Result<()> {
     let text = match result {
         Ok(_) => "ok".to_owned(),
         Err(error) if error.raw_os_error() == Some(libc::EPERM) => "EPERM".to_owned(),
         Err(error) => error.to_string().replace('\n', " "),
     };
     let mut out = io::stdout().lock();
-    writeln!(out, "{} {text}", attempt.word())?;
+    writeln!(out, "{word} {text}")?;
     out.flush()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses_travel_as_words() {
-        let targets = Targets::new(tempfile::tempdir().unwrap().path()).unwrap();
-        let addresses = targets.addresses();
-        let mut words = addresses.to_words();
-        words.push(addresses.secret.display().to_string());
-        let read = Addresses::from_words(&words).unwrap();
-        assert_eq!((read.tcp4, read.udp6, read.flow), (addresses.tcp4, addresses.udp6, addresses.flow));
-        assert_eq!(read.secret, addresses.secret);
-        assert!(Addresses::from_words(&words[1..]).is_none());
-    }
 
     #[test]
     fn a_flow_counts_as_cut_only_if_it_flowed_before() {
@@ -392,15 +227,43 @@ mod tests {
         assert!(matches!(egress("EPERM", "EPERM"), Outcome::Unavailable(_)));
     }
 
+    /// A shell in the child's place.
+    fn script(text: &str) -> Canary {
+        let mut child =
+            Command::new("sh").args(["-c", text]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let unavailable = Err(io::Error::other("no IPv6"));
+        let available = [(Attempt::Tcp4, Ok(())), (Attempt::Tcp6, unavailable)].into();
+        Canary { child, input, output, read: Vec::new(), available }
+    }
+
+    fn run(text: &str, attempts: &[Attempt]) -> io::Result<Outcomes> {
+        script(text).run(attempts, Duration::from_millis(500), || {})
+    }
+
     #[test]
-    fn from_here_the_attempts_succeed() {
-        let directory = tempfile::tempdir().unwrap();
-        let targets = Targets::new(directory.path()).unwrap();
-        let addresses = targets.addresses();
-        for attempt in [Attempt::Tcp4, Attempt::Udp4, Attempt::Secret] {
-            assert!(addresses.try_one(attempt).is_ok(), "{attempt:?}");
+    fn what_the_child_says_is_held_against_what_the_daemon_can() {
+        let says = "read a; printf 'tcp4 EPERM\\ntcp6 EPERM\\nudp4 ok\\nudp6 no'; echo ' such'; echo flow ok; read b";
+        let outcomes = run(says, &[Attempt::Tcp4, Attempt::Tcp6, Attempt::Udp4, Attempt::Udp6]).unwrap();
+        let expected = [
+            (Attempt::Tcp4, Outcome::Refused),
+            (Attempt::Tcp6, Outcome::Unavailable("no IPv6".into())),
+            (Attempt::Udp4, Outcome::Through),
+            (Attempt::Udp6, Outcome::Failed("no such".into())),
+        ];
+        assert_eq!(outcomes, expected.into());
+    }
+
+    #[test]
+    fn a_child_that_is_silent_dead_or_beside_itself_is_an_error() {
+        for (text, expected) in [
+            ("read a; sleep 5", "in time"),
+            ("read a", "ended"),
+            ("read a; echo no; sleep 5", "`no`"),
+            ("read a; yes | tr -d '\\n' | head -c 9999; sleep 5", "more than"),
+        ] {
+            let error = run(text, &[Attempt::Tcp4]).unwrap_err().to_string();
+            assert!(error.contains(expected), "{text}: {error}");
         }
-        drop(targets);
-        assert!(!addresses.secret.exists(), "nothing is left behind");
     }
 }

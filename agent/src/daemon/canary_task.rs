@@ -1,16 +1,19 @@
-//! The canary's task: a real one to the kernel and to policy, in a slot that no other task gets.
+//! The canary's task: a real one to the kernel, in a slot that no other task gets, and permitted nothing.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
-use agent_common::maps::{ConnectKey, FAMILY_V4, MAX_TASKS, Mark, TaskState, Usage, Verdict};
-use agent_common::{Action, Effect, Mode, Reason, TaskStatus};
+use agent_common::maps::{
+    CLASS_FACILITY, ConnectKey, FAMILY_V4, FAMILY_V6, Mark, RowKey, SLOT_CANARY, TaskState, Usage, Verdict,
+};
+use agent_common::{Action, Effect, Facility, Mode, Reason, TaskStatus};
 use arc_swap::ArcSwap;
 use bytemuck::Zeroable;
 
 use super::DaemonError;
-use super::canary::{Attempt, Canary, Outcome, Targets};
+use super::attempt::{Attempt, Targets};
+use super::canary::{Canary, Outcomes};
 use super::protect::chain;
 use super::snapshot::{Known, Snapshot};
 use super::threads::now;
@@ -18,12 +21,10 @@ use crate::domain::{AgentFacts, IntentFacts, LabelSet, Protocol, TaskFacts, Task
 use crate::kernel::{MapError, Maps};
 use crate::policy::Prepared;
 
-/// The last slot.
-pub(super) const CANARY_SLOT: u32 = MAX_TASKS - 1;
 /// The label of the canary's secret: no policy speaks of it.
 pub(super) const CANARY_LABEL: &str = "secret/writ/canary";
 const EPOCH: u32 = 1;
-/// Nanoseconds that the canary may take.
+/// Nanoseconds that the task lives on after each turn.
 const LIFE: u64 = 60_000_000_000;
 
 fn facts() -> TaskFacts {
@@ -53,30 +54,17 @@ fn state(status: TaskStatus, generation: u32) -> TaskState {
     }
 }
 
-/// Runs the canary and says what came of each attempt.
+/// Makes the task known to the threads that decide, so that at the start what is decided is asked of policy.
 ///
 /// # Errors
-/// If it could not be started, marked or understood.
-pub(super) fn run(
-    maps: &mut Maps,
-    snapshot: &ArcSwap<Snapshot>,
-    targets: &Targets,
-    generation: u32,
-) -> Result<BTreeMap<Attempt, Outcome>, DaemonError> {
-    publish(snapshot, generation)?;
-    set_up(maps, targets, generation).map_err(|error| DaemonError::Canary(chain(&error)))?;
-    let outcomes = sing(maps, targets, generation);
-    let _ = maps.tasks.put(CANARY_SLOT, state(TaskStatus::Ended, generation));
-    outcomes
-}
-
-fn publish(snapshot: &ArcSwap<Snapshot>, generation: u32) -> Result<(), DaemonError> {
+/// If policy cannot judge it.
+pub(super) fn publish(snapshot: &ArcSwap<Snapshot>, generation: u32) -> Result<(), DaemonError> {
     let mut next = Snapshot::clone(&snapshot.load());
     let facts = Arc::new(facts());
     let prepared = next.policies.prepare(&facts).map_err(|error| DaemonError::Canary(chain(&error)))?;
     warm_up(&next, &prepared);
     let known = Known { prepared, facts, generation, mode: Mode::Enforce };
-    next.tasks.insert((CANARY_SLOT, EPOCH), Arc::new(known));
+    next.tasks.insert((SLOT_CANARY, EPOCH), Arc::new(known));
     snapshot.store(Arc::new(next));
     Ok(())
 }
@@ -95,39 +83,143 @@ fn warm_up(snapshot: &Snapshot, prepared: &Prepared) {
     }
 }
 
-fn set_up(maps: &mut Maps, targets: &Targets, generation: u32) -> Result<(), MapError> {
-    maps.usage.put(CANARY_SLOT, Usage { processes: 1, ..Usage::zeroed() })?;
-    maps.tasks
-        .put(CANARY_SLOT, state(TaskStatus::Active, generation))
-        .and_then(|()| targets.egress().map_or(Ok(()), |to| allow(maps, to, generation)))
+/// The canary with everything that it needs, on whatever thread.
+pub(super) struct Stage {
+    maps: Maps,
+    targets: Targets,
+    attempts: Vec<Attempt>,
+    canary: Option<Canary>,
+    /// Verdicts of an earlier daemon's canary are none of this one's.
+    generation: u32,
 }
 
-/// The one connection that the canary is allowed, so that there is a flow to cut. It is to another port than the attempts'
-/// own: those must be refused.
-fn allow(maps: &mut Maps, to: std::net::SocketAddr, generation: u32) -> Result<(), MapError> {
-    let IpAddr::V4(address) = to.ip() else { return Ok(()) };
-    let [a, b, c, d] = address.octets();
-    let mut key = ConnectKey {
-        slot: CANARY_SLOT,
-        epoch: EPOCH,
-        generation,
-        action: Action::Connect.code(),
-        ..ConnectKey::zeroed()
-    };
-    (key.port, key.protocol, key.family) = (to.port(), Protocol::Udp.number(), FAMILY_V4);
-    key.address = [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    let (effect, reason) = (Effect::Allow.code(), Reason::Policy.code());
-    maps.connect
-        .put(key, Verdict { not_after: u64::MAX, flow_not_after: u64::MAX, effect, reason, ..Verdict::zeroed() })
+impl Stage {
+    /// Prepares the task. `attempts` is all that makes sense on this host.
+    ///
+    /// # Errors
+    /// If the kernel's maps do not take it.
+    pub(super) fn new(
+        maps: Maps,
+        targets: Targets,
+        attempts: Vec<Attempt>,
+        generation: u32,
+    ) -> Result<Self, DaemonError> {
+        let mut stage = Self { maps, targets, attempts, canary: None, generation };
+        stage.prepare().map_err(|error| DaemonError::Canary(chain(&error)))?;
+        Ok(stage)
+    }
+
+    /// What a site's policies permit everybody is not permitted here.
+    fn prepare(&mut self) -> Result<(), MapError> {
+        for facility in Facility::ALL {
+            self.maps.rows.put(self.row(CLASS_FACILITY | facility.code()), refusal())?;
+        }
+        match self.targets.egress() {
+            Some(to) => self.maps.connect.put(self.destination(to, false), verdict(Effect::Allow)),
+            None => Ok(()),
+        }
+    }
+
+    /// From here on nothing is asked of policy: the kernel holds every answer. `class` is that of the secret.
+    pub(super) fn settle(&mut self, class: Option<u32>) -> Result<(), MapError> {
+        if let Some(class) = class {
+            self.maps.rows.put(self.row(class), refusal())?;
+        }
+        let forbidden: Vec<ConnectKey> = self.targets.forbidden().map(|(to, tcp)| self.destination(to, tcp)).collect();
+        forbidden.into_iter().try_for_each(|key| self.maps.connect.put(key, refusal()))
+    }
+
+    /// All that makes sense here.
+    pub(super) fn attempts(&self) -> &[Attempt] {
+        &self.attempts
+    }
+
+    /// Lets the canary try, and begins another one where there is none.
+    ///
+    /// # Errors
+    /// If it cannot be started, marked or understood, or does not answer within `limit`; it is gone then.
+    pub(super) fn run(&mut self, attempts: &[Attempt], limit: Duration) -> Result<Outcomes, DaemonError> {
+        let result = self.perform(attempts, limit);
+        if result.is_err() {
+            self.canary = None;
+        }
+        result
+    }
+
+    /// Lets go of the canary: one that got through somewhere may have changed.
+    pub(super) fn dismiss(&mut self) {
+        self.canary = None;
+        self.targets.drain();
+    }
+
+    fn perform(&mut self, attempts: &[Attempt], limit: Duration) -> Result<Outcomes, DaemonError> {
+        let failed = |error: &dyn std::error::Error| DaemonError::Canary(chain(error));
+        self.maps.tasks.put(SLOT_CANARY, state(TaskStatus::Active, self.generation)).map_err(|error| failed(&error))?;
+        let mut canary = match self.canary.take() {
+            Some(canary) => canary,
+            None => self.begin()?,
+        };
+        let (maps, generation) = (&mut self.maps, self.generation);
+        let outcomes = canary.run(attempts, limit, || {
+            let _ = maps.tasks.put(SLOT_CANARY, state(TaskStatus::Revoked, generation));
+        });
+        let outcomes = outcomes.map_err(|error| failed(&error))?;
+        self.canary = Some(canary);
+        Ok(outcomes)
+    }
+
+    fn row(&self, class: u32) -> RowKey {
+        RowKey { slot: SLOT_CANARY, epoch: EPOCH, generation: self.generation, class }
+    }
+
+    fn destination(&self, to: SocketAddr, tcp: bool) -> ConnectKey {
+        let (family, address) = match to.ip() {
+            IpAddr::V4(address) => {
+                let [a, b, c, d] = address.octets();
+                (FAMILY_V4, [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+            }
+            IpAddr::V6(address) => (FAMILY_V6, address.octets()),
+        };
+        ConnectKey {
+            slot: SLOT_CANARY,
+            epoch: EPOCH,
+            generation: self.generation,
+            port: to.port(),
+            protocol: if tcp { Protocol::Tcp } else { Protocol::Udp }.number(),
+            family,
+            address,
+            action: Action::Connect.code(),
+            ..ConnectKey::zeroed()
+        }
+    }
+
+    fn begin(&mut self) -> Result<Canary, DaemonError> {
+        let canary = Canary::start(&self.targets.addresses(), &self.attempts)
+            .map_err(|error| DaemonError::Canary(error.to_string()))?;
+        self.targets.drain();
+        let mark = Mark { slot: SLOT_CANARY, epoch: EPOCH, start: 0 };
+        let marked = self
+            .maps
+            .usage
+            .put(SLOT_CANARY, Usage { processes: 1, ..Usage::zeroed() })
+            .and_then(|()| self.maps.processes.put(canary.pid(), mark));
+        marked.map_err(|error| DaemonError::Canary(chain(&error)))?;
+        Ok(canary)
+    }
 }
 
-fn sing(maps: &mut Maps, targets: &Targets, generation: u32) -> Result<BTreeMap<Attempt, Outcome>, DaemonError> {
-    let failed = |error: std::io::Error| DaemonError::Canary(error.to_string());
-    let canary = Canary::start(targets).map_err(failed)?;
-    let mark = Mark { slot: CANARY_SLOT, epoch: EPOCH, start: 0 };
-    maps.processes.put(canary.pid(), mark).map_err(|error| DaemonError::Canary(chain(&error)))?;
-    let outcomes = canary.run(|| {
-        let _ = maps.tasks.put(CANARY_SLOT, state(TaskStatus::Revoked, generation));
-    });
-    Ok(outcomes.map_err(failed)?.into_iter().collect())
+impl Drop for Stage {
+    fn drop(&mut self) {
+        self.canary = None;
+        let _ = self.maps.tasks.put(SLOT_CANARY, state(TaskStatus::Ended, self.generation));
+    }
+}
+
+fn verdict(effect: Effect) -> Verdict {
+    let (effect, reason) = (effect.code(), Reason::Policy.code());
+    Verdict { not_after: u64::MAX, flow_not_after: u64::MAX, effect, reason, ..Verdict::zeroed() }
+}
+
+fn refusal() -> Verdict {
+    verdict(Effect::Deny)
 }

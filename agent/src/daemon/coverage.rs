@@ -1,44 +1,68 @@
-//! What this host enforces, path by path: a value, made of what was attached and what the canary was refused.
+//! What this host enforces, path by path: a value, made of what was attached and what the canary was refused last.
 
-use std::collections::BTreeMap;
-
-use super::canary::{Attempt, Outcome};
+use super::attempt::{Attempt, Outcome};
+use super::canary::Outcomes;
 use super::protect::Guarding;
 use crate::api::types::{CoverageState, CoverageView};
 use crate::kernel::lsm::BpfLsm;
-use crate::record::{PathCoverage, Tier};
+use crate::record::{CoverageChanged, PathChange, PathCoverage, Tier};
+
+/// What holds as long as the daemon runs.
+pub(super) struct Facts {
+    pub(super) guarding: Guarding,
+    pub(super) lsm: BpfLsm,
+    /// Why the kernel would not have the LSM programs, if it would not.
+    pub(super) lsm_refused: Option<String>,
+}
 
 /// The coverage table.
 pub(super) struct Coverage {
     pub(super) tier: Tier,
+    /// What it was at the start: the host can give that much.
+    pub(super) promised: Tier,
     pub(super) rows: Vec<CoverageView>,
-}
-
-/// Everything that the table is made of.
-pub(super) struct Evidence<'a> {
-    pub(super) canary: &'a BTreeMap<Attempt, Outcome>,
-    pub(super) guarding: &'a Guarding,
-    pub(super) lsm: &'a BpfLsm,
-    /// Why the kernel would not have the LSM programs, if it would not.
-    pub(super) lsm_refused: Option<&'a str>,
+    facts: Facts,
+    canary: Outcomes,
 }
 
 impl Coverage {
     /// Puts the table together.
-    pub(super) fn new(evidence: &Evidence<'_>) -> Self {
-        let kernel_reads = matches!(evidence.guarding, Guarding::Kernel);
-        let full = kernel_reads && evidence.refused(Attempt::Secret) && !evidence.through(Attempt::PacketSocket);
-        let tier = if full { Tier::Full } else { Tier::Reduced };
-        Self { tier, rows: evidence.rows(full) }
+    pub(super) fn new(facts: Facts, canary: Outcomes) -> Self {
+        let (tier, rows) = table(&facts, &canary);
+        Self { tier, promised: tier, rows, facts, canary }
+    }
+
+    /// Takes in what the canary has seen last, and says what is different now.
+    pub(super) fn update(&mut self, canary: Outcomes) -> Option<CoverageChanged> {
+        let (tier, rows) = table(&self.facts, &canary);
+        let before = std::mem::replace(&mut self.rows, rows);
+        let from = std::mem::replace(&mut self.tier, tier);
+        self.canary = canary;
+        let changed = before.iter().zip(&self.rows).filter(|(before, now)| before.state != now.state);
+        let paths: Vec<PathChange> = changed.map(|(before, now)| change(before, now)).collect();
+        (from != tier || !paths.is_empty()).then_some(CoverageChanged { from, to: tier, paths })
     }
 
     /// What `--require reduced` wants and the host does not give.
     pub(super) fn missing(&self) -> Option<String> {
-        let wanted =
-            |row: &&CoverageView| row.state != CoverageState::Enforced && REQUIRED.contains(&row.path.as_str());
-        let missing: Vec<String> =
-            self.rows.iter().filter(wanted).map(|row| format!("{} ({})", row.path, row.detail)).collect();
+        let missing: Vec<String> = self.broken(&REQUIRED).collect();
         (!missing.is_empty()).then(|| format!("not enforced: {}", missing.join("; ")))
+    }
+
+    /// What the tier promises, that of the start included, and what is not kept.
+    pub(super) fn faults(&self) -> Vec<String> {
+        let less = self.promised == Tier::Full && self.tier != Tier::Full;
+        let tier = less.then(|| "the full tier was given at the start and is not any more".to_owned());
+        let lsm: &[&str] = if self.promised == Tier::Full { &WITH_LSM } else { &[] };
+        tier.into_iter().chain(self.broken(&REQUIRED)).chain(self.broken(&ALSO)).chain(self.broken(lsm)).collect()
+    }
+
+    fn broken<'a>(&'a self, promised: &'a [&str]) -> impl Iterator<Item = String> + 'a {
+        let kept = |row: &&CoverageView| {
+            row.state == CoverageState::Enforced || (row.absent && !REQUIRED.contains(&&*row.path))
+        };
+        let rows = self.rows.iter().filter(|row| promised.contains(&row.path.as_str()));
+        rows.filter(move |row| !kept(row)).map(|row| format!("{} ({})", row.path, row.detail))
     }
 
     /// For the record.
@@ -49,6 +73,15 @@ impl Coverage {
             detail: Some(row.detail.clone()),
         };
         self.rows.iter().map(path).collect()
+    }
+}
+
+fn change(before: &CoverageView, now: &CoverageView) -> PathChange {
+    PathChange {
+        path: now.path.clone(),
+        from: before.state.as_str().to_owned(),
+        to: now.state.as_str().to_owned(),
+        detail: now.detail.clone(),
     }
 }
 
@@ -64,17 +97,43 @@ const REQUIRED: [&str; 8] = [
     "secret open",
 ];
 
-impl Evidence<'_> {
-    fn refused(&self, attempt: Attempt) -> bool {
-        self.canary.get(&attempt) == Some(&Outcome::Refused)
-    }
+/// What every tier promises beside, where the host has it at all.
+const ALSO: [&str; 1] = ["kernel settings"];
 
-    fn through(&self, attempt: Attempt) -> bool {
-        self.canary.get(&attempt) == Some(&Outcome::Through)
-    }
+/// What the full tier promises beside, where the host has it at all.
+const WITH_LSM: [&str; 10] = [
+    "unix streams",
+    "unix datagrams",
+    "listening",
+    "other socket families",
+    "netlink",
+    "io_uring",
+    "userfaultfd",
+    "user namespaces",
+    "capabilities",
+    "tun and tap devices",
+];
 
-    fn rows(&self, full: bool) -> Vec<CoverageView> {
-        let reads = match self.guarding {
+/// Without BPF LSM, where it runs not.
+const UNIX: &str = "who listens is not asked, so that other services can act for an agent";
+
+fn table(facts: &Facts, canary: &Outcomes) -> (Tier, Vec<CoverageView>) {
+    let proven = |attempt: Attempt| matches!(canary.get(&attempt), Some(Outcome::Refused | Outcome::Unavailable(_)));
+    let lsm = Attempt::ALL.into_iter().filter(|attempt| attempt.needs_lsm()).all(proven);
+    let secret = canary.get(&Attempt::Secret) == Some(&Outcome::Refused);
+    let kernel = matches!(facts.guarding, Guarding::Kernel);
+    let table = Table { facts, canary };
+    (if kernel && secret && lsm { Tier::Full } else { Tier::Reduced }, table.rows(kernel))
+}
+
+struct Table<'a> {
+    facts: &'a Facts,
+    canary: &'a Outcomes,
+}
+
+impl Table<'_> {
+    fn rows(&self, lsm: bool) -> Vec<CoverageView> {
+        let reads = match self.facts.guarding {
             Guarding::Kernel => "lsm file_open",
             Guarding::Fanotify(_) => "fanotify permission events, while the daemon runs",
         };
@@ -83,41 +142,80 @@ impl Evidence<'_> {
             self.proven("connect tcp6", "cgroup connect6", Attempt::Tcp6),
             self.proven("datagram udp4", "cgroup sendmsg4", Attempt::Udp4),
             self.proven("datagram udp6", "cgroup sendmsg6", Attempt::Udp6),
-            self.proven("process lineage", "tracepoint sched_process_fork", Attempt::Forked),
             self.proven("raw sockets", "cgroup sock_create", Attempt::RawSocket),
             self.proven("flows of ended tasks", "cgroup_skb egress", Attempt::Egress),
+            self.proven("packets for another address", "cgroup_skb egress", Attempt::Egress),
+            self.proven("process lineage", "tracepoint sched_process_fork", Attempt::Forked),
             self.proven("secret open", reads, Attempt::Secret),
+            self.proven("kernel settings", "cgroup sysctl", Attempt::Setting),
         ];
-        rows.push(if full {
-            self.proven("other socket families", "lsm socket_create", Attempt::PacketSocket)
+        rows.extend(self.side_doors(lsm));
+        rows.push(if lsm {
+            self.proven("listening", "lsm socket_listen, cgroup_skb egress", Attempt::Listen)
         } else {
-            self.without_lsm("other socket families", "packet, vsock and other sockets are not seen")
+            let detail = "a socket may listen, and its answers are dropped on the wire: not proven by a canary";
+            row("listening", "cgroup_skb egress", CoverageState::Observed, detail)
         });
-        rows.extend(self.unix(full));
-        rows.push(if full {
+        rows.push(if lsm {
             row("fork beyond the limit", "lsm task_alloc", CoverageState::Enforced, "the fork fails")
         } else {
             let detail = "the fork succeeds, marked, and its parent is killed";
             row("fork beyond the limit", "tracepoint sched_process_fork", CoverageState::Enforced, detail)
         });
-        rows.extend(self.not_covered());
+        rows.extend(not_covered());
         rows
     }
 
-    fn unix(&self, full: bool) -> [CoverageView; 2] {
-        if full {
-            return [
-                self.proven("unix streams", "lsm unix_stream_connect", Attempt::UnixStream),
-                self.proven("unix datagrams", "lsm unix_may_send", Attempt::UnixDatagram),
-            ];
-        }
-        let what = "who listens is not asked, so that other services can act for an agent";
-        ["unix streams", "unix datagrams"].map(|path| self.without_lsm(path, what))
+    /// What only BPF LSM sees.
+    fn side_doors(&self, lsm: bool) -> Vec<CoverageView> {
+        let doors = [
+            (
+                "other socket families",
+                "socket_create",
+                Attempt::PacketSocket,
+                "packet, vsock and other sockets are not seen",
+            ),
+            (
+                "netlink",
+                "socket_create",
+                Attempt::Netlink,
+                "routes, firewalls and modules can be reached by who has CAP_NET_ADMIN",
+            ),
+            (
+                "io_uring",
+                "inode_init_security_anon",
+                Attempt::IoUring,
+                "rings can be made; what they connect and send is decided as everything else",
+            ),
+            ("unix streams", "unix_stream_connect", Attempt::UnixStream, UNIX),
+            ("unix datagrams", "unix_may_send", Attempt::UnixDatagram, UNIX),
+            ("userfaultfd", "inode_init_security_anon", Attempt::Userfaultfd, "handlers can be made"),
+            (
+                "user namespaces",
+                "userns_create",
+                Attempt::UserNamespace,
+                "they can be made; what is connected from there is decided",
+            ),
+            ("capabilities", "capable", Attempt::Capability, "a root agent has them"),
+            (
+                "tun and tap devices",
+                "capable, tun_dev_create, tun_dev_open",
+                Attempt::Capability,
+                "a root agent can make them",
+            ),
+        ];
+        let door = |(path, guard, attempt, without): (&str, &str, Attempt, &str)| {
+            if lsm { self.proven(path, &format!("lsm {guard}"), attempt) } else { self.without_lsm(path, without) }
+        };
+        doors.into_iter().map(door).collect()
     }
 
     fn proven(&self, path: &str, guard: &str, attempt: Attempt) -> CoverageView {
         let (state, detail) = match self.canary.get(&attempt) {
-            Some(Outcome::Refused) => (CoverageState::Enforced, "a canary was refused at start".to_owned()),
+            Some(Outcome::Refused) if attempt.is_cheap() => {
+                (CoverageState::Enforced, "a canary is refused every second".to_owned())
+            }
+            Some(Outcome::Refused) => (CoverageState::Enforced, "a canary was refused".to_owned()),
             Some(Outcome::Through) => (CoverageState::NotCovered, "the canary was not refused".to_owned()),
             Some(Outcome::Unavailable(cause)) => {
                 (CoverageState::NotCovered, format!("this host cannot even do it unmarked: {cause}"))
@@ -127,42 +225,52 @@ impl Evidence<'_> {
             }
             None => (CoverageState::NotCovered, "the canary did not try it".to_owned()),
         };
-        row(path, guard, state, &detail)
+        let absent = matches!(self.canary.get(&attempt), Some(Outcome::Unavailable(_)));
+        let next = (state != CoverageState::Enforced && !absent).then(|| advice(guard).to_owned());
+        CoverageView { absent, next, ..row(path, guard, state, &detail) }
     }
 
     fn without_lsm(&self, path: &str, what: &str) -> CoverageView {
-        let why = match (self.lsm, self.lsm_refused) {
+        let (why, next) = match (&self.facts.lsm, &self.facts.lsm_refused) {
             (BpfLsm::NotListed(list), _) => {
-                format!("`bpf` is not in the kernel's lsm list ({list}); boot with it there")
+                (format!("`bpf` is not in the kernel's lsm list ({list})"), format!("boot with `lsm={list},bpf`"))
             }
-            (_, Some(cause)) => cause.to_owned(),
-            _ => "BPF LSM does not run here".to_owned(),
+            (_, Some(cause)) => {
+                (cause.clone(), "use a kernel that lets BPF LSM programs run (CONFIG_BPF_LSM=y)".to_owned())
+            }
+            _ => (
+                "BPF LSM does not run here".to_owned(),
+                "use a kernel with CONFIG_BPF_LSM=y, and boot with `bpf` in `lsm=`".to_owned(),
+            ),
         };
-        row(path, "none", CoverageState::NotCovered, &format!("{what}: {why}"))
-    }
-
-    /// What no guard of this version sees: said, so that nobody believes otherwise.
-    fn not_covered(&self) -> Vec<CoverageView> {
-        let none = |path: &str, detail: &str| row(path, "none", CoverageState::NotCovered, detail);
-        vec![
-            none(
-                "unix sockets",
-                "decided by who listens where BPF LSM works, not yet proven by a canary; else not seen",
-            ),
-            none("sockets connected elsewhere", "a connected socket passed in by an unmarked process may send"),
-            none("listening and accepting", "inbound connections are not decided; their task's end is enforced"),
-            none(
-                "packets that leave for another address",
-                "NAT, tunnels and routing headers are not checked on the wire",
-            ),
-            none("secrets read by other ways", "descriptors passed in, memory of other processes, raw disks"),
-            none("the daemon itself", "a root agent can kill the daemon, and then nothing is enforced"),
-        ]
+        let next = Some(next);
+        CoverageView { next, ..row(path, "none", CoverageState::NotCovered, &format!("{what}: {why}")) }
     }
 }
 
+/// What to do about a path that was proven once, or should be.
+fn advice(guard: &str) -> &'static str {
+    if guard.starts_with("lsm ") {
+        "write 1 to /proc/sys/kernel/ftrace_enabled, without which BPF LSM does not run, and see the daemon's log"
+    } else {
+        "see the daemon's log, and start it again with WRIT_LOG=debug"
+    }
+}
+
+/// What no guard of this version sees: said, so that nobody believes otherwise.
+fn not_covered() -> Vec<CoverageView> {
+    let none = |path: &str, detail: &str| row(path, "none", CoverageState::NotCovered, detail);
+    vec![
+        none("sockets connected elsewhere", "a connected socket passed in by an unmarked process may send"),
+        none("secrets read by other ways", "descriptors passed in, memory of other processes, raw disks"),
+        none("kernel files below /sys", "a root agent can write them: kernel/uevent_helper, debugfs, the cgroup tree"),
+        none("the daemon itself", "a root agent can kill the daemon, and then nothing is enforced"),
+    ]
+}
+
 fn row(path: &str, guard: &str, state: CoverageState, detail: &str) -> CoverageView {
-    CoverageView { path: path.to_owned(), guard: guard.to_owned(), state, detail: detail.to_owned() }
+    let (path, guard, detail) = (path.to_owned(), guard.to_owned(), detail.to_owned());
+    CoverageView { path, guard, state, detail, absent: false, next: None }
 }
 
 #[cfg(test)]
@@ -172,28 +280,29 @@ mod tests {
     use super::*;
     use crate::kernel::Fanotify;
 
-    fn all(outcome: &Outcome) -> BTreeMap<Attempt, Outcome> {
+    fn all(outcome: &Outcome) -> Outcomes {
         Attempt::ALL.iter().map(|&attempt| (attempt, outcome.clone())).collect()
     }
 
-    fn table(canary: &BTreeMap<Attempt, Outcome>, guarding: &Guarding) -> Coverage {
-        Coverage::new(&Evidence { canary, guarding, lsm: &BpfLsm::Listed, lsm_refused: None })
+    fn kernel() -> Facts {
+        Facts { guarding: Guarding::Kernel, lsm: BpfLsm::Listed, lsm_refused: None }
     }
 
-    fn state<'a>(coverage: &'a Coverage, path: &str) -> &'a CoverageView {
+    fn find<'a>(coverage: &'a Coverage, path: &str) -> &'a CoverageView {
         coverage.rows.iter().find(|row| row.path == path).unwrap()
     }
 
     #[test]
     fn what_was_refused_is_enforced_and_nothing_else_is() {
-        let full = table(&all(&Outcome::Refused), &Guarding::Kernel);
+        let full = Coverage::new(kernel(), all(&Outcome::Refused));
         assert_eq!((full.tier, full.missing()), (Tier::Full, None));
+        assert_eq!(full.faults(), Vec::<String>::new());
         let others = [Outcome::Through, Outcome::Unavailable("x".into()), Outcome::Failed("x".into())];
         for outcome in &others {
-            let coverage = table(&all(outcome), &Guarding::Kernel);
+            let coverage = Coverage::new(kernel(), all(outcome));
             assert_eq!(coverage.tier, Tier::Reduced, "{outcome:?}");
-            for path in REQUIRED {
-                assert_eq!(state(&coverage, path).state, CoverageState::NotCovered, "{path}: {outcome:?}");
+            for path in REQUIRED.iter().chain(&ALSO).chain(&WITH_LSM) {
+                assert_eq!(find(&coverage, path).state, CoverageState::NotCovered, "{path}: {outcome:?}");
             }
         }
     }
@@ -202,18 +311,51 @@ mod tests {
     fn one_path_that_lets_through_is_named() {
         let mut canary = all(&Outcome::Refused);
         canary.insert(Attempt::Udp6, Outcome::Through);
-        let missing = table(&canary, &Guarding::Kernel).missing().unwrap();
+        let missing = Coverage::new(kernel(), canary).missing().unwrap();
         assert_eq!(missing, "not enforced: datagram udp6 (the canary was not refused)");
     }
 
     #[test]
-    fn without_bpf_lsm_the_table_says_why() {
+    fn the_full_tier_goes_with_any_of_its_guards_and_comes_back() {
+        for attempt in Attempt::ALL.into_iter().filter(|attempt| attempt.needs_lsm()).chain([Attempt::Secret]) {
+            let mut coverage = Coverage::new(kernel(), all(&Outcome::Refused));
+            assert_eq!(coverage.update(all(&Outcome::Refused)), None);
+            let mut canary = all(&Outcome::Refused);
+            canary.insert(attempt, Outcome::Through);
+            let change = coverage.update(canary).unwrap();
+            assert_eq!((change.from, change.to), (Tier::Full, Tier::Reduced), "{attempt:?}");
+            assert!(change.paths.iter().all(|path| path.from == "enforced" && path.to == "not_covered"));
+            assert!(!change.paths.is_empty() && coverage.faults().len() > change.paths.len(), "{attempt:?}");
+            let change = coverage.update(all(&Outcome::Refused)).unwrap();
+            assert_eq!((change.from, change.to), (Tier::Reduced, Tier::Full), "{attempt:?}");
+            assert!(coverage.faults().is_empty());
+        }
+    }
+
+    #[test]
+    fn what_the_host_lacks_is_no_fault_and_takes_no_tier() {
+        let mut canary = all(&Outcome::Refused);
+        canary.insert(Attempt::IoUring, Outcome::Unavailable("Function not implemented".into()));
+        canary.insert(Attempt::Setting, Outcome::Unavailable("Read-only file system".into()));
+        let coverage = Coverage::new(kernel(), canary);
+        assert_eq!((coverage.tier, coverage.faults().len()), (Tier::Full, 0));
+        assert!(find(&coverage, "io_uring").absent);
+    }
+
+    #[test]
+    fn without_bpf_lsm_the_table_says_why_and_what_to_do() {
         let Ok(group) = Fanotify::new() else { return };
-        let (canary, guarding) = (all(&Outcome::Refused), Guarding::Fanotify(Arc::new(group)));
-        let lsm = BpfLsm::NotListed("lockdown,yama".into());
-        let coverage = Coverage::new(&Evidence { canary: &canary, guarding: &guarding, lsm: &lsm, lsm_refused: None });
-        assert_eq!((coverage.tier, coverage.missing()), (Tier::Reduced, None));
-        let row = state(&coverage, "other socket families");
-        assert!(row.state == CoverageState::NotCovered && row.detail.contains("lockdown,yama"), "{}", row.detail);
+        let facts = Facts {
+            guarding: Guarding::Fanotify(Arc::new(group)),
+            lsm: BpfLsm::NotListed("lockdown,yama".into()),
+            lsm_refused: None,
+        };
+        let coverage = Coverage::new(facts, all(&Outcome::Refused));
+        assert_eq!((coverage.tier, coverage.missing(), coverage.faults().len()), (Tier::Reduced, None, 0));
+        for path in WITH_LSM.into_iter().filter(|path| *path != "listening") {
+            let row = find(&coverage, path);
+            assert!(row.state == CoverageState::NotCovered && row.detail.contains("lockdown,yama"), "{}", row.detail);
+            assert_eq!(row.next.as_deref(), Some("boot with `lsm=lockdown,yama,bpf`"));
+        }
     }
 }

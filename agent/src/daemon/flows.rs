@@ -22,7 +22,6 @@ use agent_common::maps::{ConnectKey, SLOT_DAEMON, SocketLabel};
 use agent_common::{Action, TaskStatus};
 use tokio::sync::mpsc;
 
-use super::canary_task::CANARY_SLOT;
 use super::protect::chain;
 use super::snapshot::address;
 use super::threads::{Shared, endpoint_class, now, over};
@@ -35,6 +34,7 @@ use crate::flow::{Diag, DiagError, Flow};
 use crate::kernel::Maps;
 use crate::policy::Class;
 use crate::process::{held_sockets, net_namespaces};
+use agent_common::maps::SLOT_CANARY;
 
 /// A look was ordered since some task is over.
 const OVER: u8 = 1;
@@ -189,7 +189,7 @@ impl Worker {
         let mut cuts = Vec::new();
         for (mut diag, flows) in self.listings(due) {
             for flow in flows {
-                let Some(label) = flow.label.filter(|label| label.slot != CANARY_SLOT) else { continue };
+                let Some(label) = flow.label.filter(|label| label.slot != SLOT_CANARY) else { continue };
                 seen.insert(flow.cookie());
                 cuts.extend(self.cut(&mut diag, flow, label, due));
             }

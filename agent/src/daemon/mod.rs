@@ -1,11 +1,13 @@
 //! The closed list of inputs and the one loop that owns all state.
 
+mod attempt;
 mod canary;
 mod canary_task;
 mod carry;
 mod coverage;
 mod cuts;
 mod detach;
+mod doctor;
 mod error;
 mod flows;
 mod inotify;
@@ -26,6 +28,7 @@ mod stop;
 mod takeover;
 mod threads;
 mod unix;
+mod watch;
 
 use std::fs::File;
 use std::thread::JoinHandle;
@@ -49,6 +52,7 @@ use self::sources::Sources;
 use self::start::Started;
 use self::state::Daemon;
 use self::threads::Note;
+use self::watch::Round;
 use crate::api::{self, Admits, Command, ErrorBody, Records};
 use crate::config::{Config, Flags};
 use crate::kernel::Ring;
@@ -73,6 +77,8 @@ enum Input {
     Command(Command),
     /// A file of the configuration or a directory with secrets changed.
     Changed,
+    /// The canary has seen something else than before, or was asked.
+    Proven(Round),
     /// A scan for secrets is done.
     Scanned(Rescan),
     /// SIGHUP.
@@ -202,6 +208,7 @@ impl Loop {
             Some(news) = self.flow_news.recv() => Input::Flows(news),
             Some(command) = self.commands.recv() => Input::Command(command),
             seen = self.watcher.next() => seen.map_or(Input::Changed, Input::Scanned),
+            Some(round) = self.daemon.watch.rounds.recv() => Input::Proven(round),
             _ = &mut self.server => Input::Ended("the API's server"),
             _ = self.tick.tick() => Input::Tick,
         }
@@ -214,6 +221,7 @@ impl Loop {
             Input::Note(note) => self.take_in(Some(note), Vec::new()),
             Input::Flows(news) => self.daemon.flow_news(news),
             Input::Command(command) => self.command(command),
+            Input::Proven(round) => self.daemon.proven(round),
             Input::Changed => self.watcher.note_change(),
             Input::Scanned(rescan) => self.scanned(rescan),
             Input::Reload => {
@@ -303,6 +311,7 @@ impl Loop {
                 drop(reply.send(found.map(|task| self.daemon.task(task))));
             }
             Command::Status { reply } => drop(reply.send(Ok(self.daemon.status()))),
+            Command::Doctor { reply } => self.daemon.examine(reply),
             Command::Labels { reply } => drop(reply.send(Ok(self.daemon.labels()))),
             Command::Whois { query, reply } => self.daemon.flows.who(query, reply),
             Command::Reload { reply } => {

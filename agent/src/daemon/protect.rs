@@ -102,12 +102,6 @@ impl Protection {
         self.protect(maps, &found, false)
     }
 
-    /// Takes back [`Protection::add`], once the file is gone.
-    pub(super) fn remove(&mut self, maps: &mut Maps, path: &Path) {
-        self.orphans.extend(self.held.remove(path));
-        self.bury(maps);
-    }
-
     /// Every place, those of orphans included.
     pub(super) fn places(&self) -> Places {
         let mut places = Places::default();

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use agent_common::event::{Actor, Decided, Executed, Exited, Forked, Object};
-use agent_common::maps::CLASS_FACILITY;
+use agent_common::maps::{CLASS_FACILITY, SLOT_CANARY};
 use agent_common::{Action, Counter, Event as KernelEvent, Facility};
 
-use super::canary_task::CANARY_SLOT;
 use super::snapshot::address;
 use super::state::Daemon;
 use super::threads::{Note, effect_of};
@@ -51,6 +50,9 @@ impl Daemon {
         let (Some(action), Some(effect), Some(reason), Some(source)) = codes else {
             return self.lost(Cause::Undecodable, 1);
         };
+        if decided.actor.slot == SLOT_CANARY {
+            return self.discount(decided.time, effect, source);
+        }
         let shadow =
             self.shared.details.get(decided.detail).and_then(|detail| detail.shadow.as_ref().map(|s| s.effect));
         self.decision(&Note {
@@ -73,9 +75,27 @@ impl Daemon {
         });
     }
 
+    /// The kernel counts what the canary is refused like anything else, and nobody wants to know.
+    fn discount(&mut self, time: u64, effect: Effect, source: Source) {
+        if time < self.watch.began {
+            return;
+        }
+        let decision = match effect {
+            Effect::Allow => Counter::Allowed,
+            Effect::Deny => Counter::Denied,
+            Effect::WouldDeny => Counter::WouldDenied,
+        };
+        *self.baseline.entry(decision).or_default() += 1;
+        match source {
+            Source::Cache => *self.baseline.entry(Counter::CacheHits).or_default() += 1,
+            Source::Upcall => *self.baseline.entry(Counter::Upcalls).or_default() += 1,
+            Source::Structural | Source::After => {}
+        }
+    }
+
     /// A decision that the kernel has neither recorded nor counted.
     pub(super) fn noted(&mut self, note: &Note) {
-        if note.actor.slot != CANARY_SLOT {
+        if note.actor.slot != SLOT_CANARY {
             *self.noted.entry(note.effect).or_default() += 1;
         }
         self.decision(note);
@@ -84,7 +104,7 @@ impl Daemon {
     /// Records one decision.
     pub(super) fn decision(&mut self, note: &Note) {
         let Actor { slot, epoch, .. } = note.actor;
-        if slot == CANARY_SLOT {
+        if slot == SLOT_CANARY {
             return;
         }
         let by_policy = matches!(note.reason, Reason::Policy | Reason::NoPermit | Reason::Error);
@@ -136,7 +156,7 @@ impl Daemon {
     fn exited(&mut self, exited: &Exited) {
         self.process_event(&exited.actor, exited.time, Some(exited.remaining), Event::ProcessExit);
         self.lineage.exited(exited);
-        if exited.remaining <= 0 && exited.actor.slot != CANARY_SLOT {
+        if exited.remaining <= 0 && exited.actor.slot != SLOT_CANARY {
             self.last_process_gone(exited.actor.slot, exited.actor.epoch);
         }
     }
@@ -148,7 +168,7 @@ impl Daemon {
         remaining: Option<i64>,
         kind: fn(Box<ProcessEvent>) -> Event,
     ) {
-        if actor.slot == CANARY_SLOT {
+        if actor.slot == SLOT_CANARY {
             return;
         }
         let Some(task) = self.reference(actor.slot, actor.epoch) else { return self.lost(Cause::Undecodable, 1) };

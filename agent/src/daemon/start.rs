@@ -9,18 +9,20 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use agent_common::Counter;
-use agent_common::maps::{MARK_RESERVE, MAX_PROCESSES, Settings};
+use agent_common::maps::{MARK_RESERVE, MAX_PROCESSES, SLOT_CANARY, Settings};
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 use super::DaemonError;
-use super::canary::{Outcome, Targets};
-use super::canary_task::{self, CANARY_LABEL, CANARY_SLOT};
-use super::coverage::{Coverage, Evidence};
+use super::attempt::{Attempt, Targets};
+use super::canary::Outcomes;
+use super::canary_task::{self, CANARY_LABEL, Stage};
+use super::coverage::{Coverage, Facts};
 use super::flows::{self, FlowNews};
 use super::keeper::Keeper;
 use super::namespaces::{self, Namespaces};
@@ -32,8 +34,10 @@ use super::state::{Daemon, Parts};
 use super::takeover;
 use super::threads::{self, Note, Shared};
 use super::unix;
+use super::watch::{self, Watch};
 use crate::config::{Config, Flags, Require, Translation};
 use crate::decision::{Details, MAX_DETAILS};
+use crate::domain::LabelSet;
 use crate::domain::clock::boot_now_ns;
 use crate::kernel::lsm::{BpfLsm, bpf_lsm};
 use crate::kernel::{Fanotify, Guard, Guards, Kernel, Layout, LoadError, Loaded, Maps, Pins, Ring, Setup, learn};
@@ -44,6 +48,8 @@ use crate::task::{Limits, TaskTable};
 
 /// `PROC_PID_INIT_INO` (include/linux/proc_ns.h): the inode number of the initial pid namespace.
 const INITIAL_PID_NAMESPACE: u64 = 0xefff_fffc;
+/// How long the canary's first round may take.
+const FIRST_ROUND: Duration = Duration::from_secs(30);
 /// Notes that may wait for the main loop.
 const NOTES: usize = 1 << 14;
 
@@ -133,20 +139,14 @@ pub(super) fn start(config: Config, flags: &Flags, sources: Sources, lock: File)
         }
     }
     let generation = inherited.generation;
-    let canary = canary_task::run(&mut maps, &shared.snapshot, &targets, generation);
-    let result = canary.and_then(|canary| {
-        let evidence = Evidence {
-            canary: &canary,
-            guarding: &guarding,
-            lsm: &attached.lsm,
-            lsm_refused: attached.refused.as_deref(),
-        };
-        let coverage = Coverage::new(&evidence);
-        require(&config, &coverage, &canary.values().cloned().collect::<Vec<_>>())?;
-        Ok(coverage)
-    });
-    let coverage = match result {
-        Ok(coverage) => coverage,
+    let facts = Facts { guarding: guarding.clone(), lsm: attached.lsm, lsm_refused: attached.refused };
+    let proven = prove(&config, &kernel, &shared, targets, facts, generation);
+    let watched = proven.and_then(|proven| watch(proven, &shared, &classes));
+    let (coverage, watch) = match watched {
+        Ok((coverage, watch, thread)) => {
+            threads.push(("the canary's thread", thread));
+            (coverage, watch)
+        }
         Err(error) => {
             stop(&shared, threads);
             return Err(error);
@@ -172,13 +172,14 @@ pub(super) fn start(config: Config, flags: &Flags, sources: Sources, lock: File)
         protection,
         guarding,
         coverage,
+        watch,
         recorder,
         table,
         generation,
     };
     let mut daemon = Daemon::new(parts, sources.registry, sources.secrets);
     daemon.kernel.stay();
-    daemon.dismiss_canary(&targets);
+    daemon.begin_counting();
     daemon.take_over(inherited, &mut records);
     Ok(Started { daemon, records, notes, flow_news, threads, lock })
 }
@@ -378,8 +379,45 @@ fn resolve(
     Ok(threads)
 }
 
+/// The canary's first round, of everything that makes sense on this host, and by policy's own answers.
+fn prove(
+    config: &Config,
+    kernel: &Kernel,
+    shared: &Shared,
+    targets: Targets,
+    facts: Facts,
+    generation: u32,
+) -> Result<(Stage, Coverage, Outcomes), DaemonError> {
+    let lsm = matches!(facts.guarding, Guarding::Kernel);
+    let attempts = Attempt::ALL.into_iter().filter(|attempt| lsm || !attempt.needs_lsm()).collect::<Vec<_>>();
+    let maps = kernel.maps().map_err(|error| DaemonError::Kernel(error.into()))?;
+    let mut stage = Stage::new(maps, targets, attempts.clone(), generation)?;
+    canary_task::publish(&shared.snapshot, generation)?;
+    let outcomes = stage.run(&attempts, FIRST_ROUND)?;
+    let coverage = Coverage::new(facts, outcomes.clone());
+    require(config, &coverage, &outcomes)?;
+    Ok((stage, coverage, outcomes))
+}
+
+/// Hands the canary over to its thread; from here on it is known to the kernel alone.
+fn watch(
+    (mut stage, coverage, outcomes): (Stage, Coverage, Outcomes),
+    shared: &Shared,
+    classes: &ClassTable,
+) -> Result<(Coverage, Watch, JoinHandle<()>), DaemonError> {
+    let label = CANARY_LABEL.parse().ok().map(|label| LabelSet::from([label]));
+    let class = label.and_then(|label| classes.numbered().find(|(_, other)| ***other == label));
+    stage.settle(class.map(|(number, _)| number)).map_err(|error| DaemonError::Canary(chain(&error)))?;
+    let mut snapshot = Snapshot::clone(&shared.snapshot.load());
+    snapshot.tasks.retain(|(slot, _), _| *slot != SLOT_CANARY);
+    shared.snapshot.store(Arc::new(snapshot));
+    let started = watch::start(stage, outcomes, Arc::clone(&shared.stop));
+    let (watch, thread) = started.map_err(|error| DaemonError::System("start the canary's thread", error))?;
+    Ok((coverage, watch, thread))
+}
+
 /// A path that let the canary through is worse than one that is not there: nothing may rest on it.
-fn require(config: &Config, coverage: &Coverage, canary: &[Outcome]) -> Result<(), DaemonError> {
+fn require(config: &Config, coverage: &Coverage, canary: &Outcomes) -> Result<(), DaemonError> {
     let missing = match config.require {
         Require::Any => None,
         Require::Reduced => coverage.missing(),
@@ -397,14 +435,9 @@ fn require(config: &Config, coverage: &Coverage, canary: &[Outcome]) -> Result<(
 }
 
 impl Daemon {
-    fn dismiss_canary(&mut self, targets: &Targets) {
-        let _ = fs::remove_file(targets.secret());
-        self.protection.remove(&mut self.maps, targets.secret());
+    /// What was counted so far was the canary's.
+    fn begin_counting(&mut self) {
         self.baseline = Counter::ALL.iter().map(|counter| (*counter, self.maps.counter(*counter))).collect();
-        let mut snapshot = Snapshot::clone(&self.shared.snapshot.load());
-        snapshot.tasks.retain(|(slot, _), _| *slot != CANARY_SLOT);
-        snapshot.places = Arc::new(self.protection.places());
-        self.shared.snapshot.store(Arc::new(snapshot));
     }
 
     /// To be called once everything is listened to.

@@ -18,6 +18,7 @@ use super::snapshot::{Known, Snapshot};
 use super::sources::Sources;
 use super::threads::{Shared, now};
 use super::unix::UnixNames;
+use super::watch::Watch;
 use crate::api::types::{MarkTarget, OpenTask};
 use crate::api::{ErrorBody, ErrorCode, Peer};
 use crate::config::{Config, Flags};
@@ -50,6 +51,7 @@ pub(super) struct Daemon {
     pub(super) protection: Protection,
     pub(super) guarding: Guarding,
     pub(super) coverage: Coverage,
+    pub(super) watch: Watch,
     pub(super) recorder: Recorder,
     pub(super) lineage: Lineage,
     pub(super) cgroups: CgroupPaths,
@@ -89,6 +91,7 @@ pub(super) struct Parts {
     pub(super) protection: Protection,
     pub(super) guarding: Guarding,
     pub(super) coverage: Coverage,
+    pub(super) watch: Watch,
     pub(super) recorder: Recorder,
     pub(super) table: TaskTable,
     pub(super) generation: u32,
@@ -111,6 +114,7 @@ impl Daemon {
             protection: parts.protection,
             guarding: parts.guarding,
             coverage: parts.coverage,
+            watch: parts.watch,
             recorder: parts.recorder,
             lineage: Lineage::new(1 << 16, 4096),
             cgroups: CgroupPaths::find(),

@@ -63,7 +63,10 @@ impl Daemon {
             Counter::WouldDenied => self.noted.get(&Effect::WouldDeny),
             _ => None,
         };
-        let before = self.baseline.get(&counter).copied().unwrap_or(0);
+        let mut before = self.baseline.get(&counter).copied().unwrap_or(0);
+        if counter == Counter::PacketsDropped {
+            before += self.watch.counts.dropped.load(std::sync::atomic::Ordering::Relaxed);
+        }
         self.maps.counter(counter).saturating_sub(before).saturating_add(noted.copied().unwrap_or(0))
     }
 
@@ -171,7 +174,7 @@ fn words(labels: &LabelSet) -> Vec<String> {
     labels.iter().map(Label::to_string).collect()
 }
 
-fn tier_word(tier: Tier) -> &'static str {
+pub(super) fn tier_word(tier: Tier) -> &'static str {
     match tier {
         Tier::Full => "full",
         Tier::Reduced => "reduced",

@@ -6,11 +6,10 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use agent_common::maps::{Mark, SLOT_DAEMON, TaskState};
+use agent_common::maps::{Mark, SLOT_CANARY, SLOT_DAEMON, TaskState};
 use agent_common::{DaemonLoss, Effect, Event as KernelEvent, Mode, Reason, TaskStatus};
 use jiff::Timestamp;
 
-use super::canary_task::CANARY_SLOT;
 use super::keeper::Keeper;
 use super::over::Draining;
 use super::protect::chain;
@@ -62,7 +61,7 @@ pub(super) fn inherit(maps: &mut Maps, keeper: &Keeper, registry: &Registry) -> 
     let marks = marks(maps);
     let alive: HashSet<(u32, u32)> = marks.iter().map(|(_, mark)| (mark.slot, mark.epoch)).collect();
     let mut files: HashMap<u32, Kept> = keeper.read().into_iter().map(|kept| (kept.slot, kept)).collect();
-    let states: Vec<(u32, TaskState)> = (0..CANARY_SLOT).map(|slot| (slot, maps.tasks.get(slot))).collect();
+    let states: Vec<(u32, TaskState)> = (0..SLOT_CANARY).map(|slot| (slot, maps.tasks.get(slot))).collect();
     let (mut tasks, mut gone) = (Vec::new(), Vec::new());
     for &(slot, state) in &states {
         let file = files.remove(&slot);
@@ -79,7 +78,7 @@ pub(super) fn inherit(maps: &mut Maps, keeper: &Keeper, registry: &Registry) -> 
     let generation = states.iter().map(|(_, state)| state.generation).max().unwrap_or(0);
     let mut inherited = Inherited {
         epochs: states.iter().filter(|(_, state)| state.epoch > 0).map(|(slot, state)| (*slot, state.epoch)).collect(),
-        generation: generation.max(maps.tasks.get(CANARY_SLOT).generation).saturating_add(1),
+        generation: generation.max(maps.tasks.get(SLOT_CANARY).generation).saturating_add(1),
         seen: maps.settings.get(0).heartbeat,
         tasks,
         marks,
@@ -203,7 +202,7 @@ fn marks(maps: &mut Maps) -> Vec<(u32, Mark)> {
     for tgid in maps.processes.keys() {
         let Some(mark) = maps.processes.get(tgid) else { continue };
         let own = tgid == std::process::id();
-        if own || mark.slot == CANARY_SLOT {
+        if own || mark.slot == SLOT_CANARY {
             continue;
         }
         if mark.slot == SLOT_DAEMON || !is_process(tgid, mark.start) {
@@ -316,7 +315,7 @@ fn count(decisions: &mut BTreeMap<String, u64>, event: &KernelEvent, seen: u64) 
     let what = (Effect::from_code(decided.effect), Reason::from_code(decided.reason));
     if let (Some(effect), Some(reason)) = what
         && decided.time > seen
-        && decided.actor.slot != CANARY_SLOT
+        && decided.actor.slot != SLOT_CANARY
     {
         *decisions.entry(format!("{} {}", effect.as_str(), reason.as_str())).or_default() += 1;
     }

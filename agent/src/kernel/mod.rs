@@ -7,6 +7,7 @@ pub mod attach;
 pub mod btf;
 pub mod cgroup;
 pub mod fanotify;
+pub mod host;
 pub mod learn;
 mod link;
 pub mod load;

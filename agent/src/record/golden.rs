@@ -60,6 +60,16 @@ fn events() -> Vec<Event> {
         Event::Loss(Loss { cause: Cause::Kernel(agent_common::Counter::RecordLostDeny), count: 4 }),
         Event::DaemonStarted(DaemonStarted { version: "0.1.0".into(), pid: 1, kernel: "6.12.1".into() }),
         Event::DaemonReady(coverage()),
+        Event::CoverageChanged(CoverageChanged {
+            from: Tier::Full,
+            to: Tier::Reduced,
+            paths: vec![PathChange {
+                path: "secret open".into(),
+                from: "enforced".into(),
+                to: "not_covered".into(),
+                detail: "the canary was not refused".into(),
+            }],
+        }),
         Event::DaemonStopping(DaemonStopping { why: "SIGTERM".into(), stays_enforced: true }),
         Event::PolicyLoaded(PolicyLoaded { generation: 3, policies: 12, audited: 1 }),
         Event::PolicyRejected(rejected.clone()),

@@ -231,6 +231,30 @@ pub struct PathCoverage {
     pub detail: Option<String>,
 }
 
+/// What the host enforces is not what it was: for the kind `coverage_changed`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CoverageChanged {
+    /// The tier before.
+    pub from: Tier,
+    /// The tier now.
+    pub to: Tier,
+    /// The paths that changed.
+    pub paths: Vec<PathChange>,
+}
+
+/// One path's change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathChange {
+    /// The path, as in `daemon_ready`.
+    pub path: String,
+    /// Its state before, such as `enforced`.
+    pub from: String,
+    /// Its state now, such as `not_covered`.
+    pub to: String,
+    /// What the canary met with.
+    pub detail: String,
+}
+
 /// The daemon is about to stop.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DaemonStopping {

@@ -14,6 +14,7 @@
 //! | `daemon_started` | [`DaemonStarted`] |
 //! | `daemon_adopted` | [`DaemonAdopted`] |
 //! | `daemon_ready` | [`Coverage`] |
+//! | `coverage_changed` | [`CoverageChanged`] |
 //! | `daemon_stopping` | [`DaemonStopping`] |
 //! | `detached` | [`Detached`] |
 //! | `policy_loaded` | [`PolicyLoaded`] |
@@ -37,8 +38,8 @@ pub use coalesce::Coalescer;
 pub use decision::{Decision, PolicyNote, Process, Resource, Shadow, TaskRef, Tier, UNKNOWN_UID};
 pub use hub::{Hub, Writing, missed_line};
 pub use lifecycle::{
-    CatalogueChanged, Cause, Coverage, DaemonAdopted, DaemonStarted, DaemonStopping, Detached, FlowCut, Loss,
-    PathCoverage, PolicyLoaded, ProcessEvent, Rejected, TaskOver, TaskStarted,
+    CatalogueChanged, Cause, Coverage, CoverageChanged, DaemonAdopted, DaemonStarted, DaemonStopping, Detached, FlowCut,
+    Loss, PathChange, PathCoverage, PolicyLoaded, ProcessEvent, Rejected, TaskOver, TaskStarted,
 };
 
 pub use recorder::Recorder;
@@ -90,6 +91,8 @@ pub enum Event {
     DaemonAdopted(DaemonAdopted),
     /// The daemon enforces, and has proven it.
     DaemonReady(Coverage),
+    /// The host enforces less than before, or more.
+    CoverageChanged(CoverageChanged),
     /// The daemon stops.
     DaemonStopping(DaemonStopping),
     /// Enforcement was ended without a daemon.
