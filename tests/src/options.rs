@@ -40,7 +40,7 @@ fn refused(lab: &Lab, words: &[&str], facility: &str, grant: &str) -> Result<()>
     ran.expect_refused().context("without leave")?;
     let record = world.decision(ran.task()?, "use", "deny", "no_permit")?;
     record.expect("/resource/name", facility)?;
-    let shown = format!("{:0>3}:{:0>3}", words.get(1).unwrap_or(&""), words.get(2).unwrap_or(&""));
+    let shown = format!("option {} of level {}", words.get(2).unwrap_or(&""), words.get(1).unwrap_or(&""));
     record.expect("/resource/detail", &shown)?;
     let allowed = world.task().connect(grant).run(words)?;
     allowed.expect(&free).context("with leave")?;
@@ -62,7 +62,9 @@ fn flow_label(lab: &Lab) -> Result<()> {
 /// Rules can be replaced through any socket, given the capability.
 fn iptables(lab: &Lab) -> Result<()> {
     let world = lab.shared()?;
-    let ran = world.task().connect(OPEN).run(&["option", "0", "64", "4"])?;
+    let words = ["option", "0", "64", "4"];
+    ensure!(world.unmarked(&words)?.lines != ["errno EPERM"], "refused without a mark");
+    let ran = world.task().intent("review").run(&words)?;
     ran.expect_refused()?;
     world.decision(ran.task()?, "use", "deny", "no_permit")?.expect("/resource/name", "cap_net_admin")
 }

@@ -3,7 +3,7 @@
 //! The wire is looked at too (`wire.rs`): the same can be asked for with each message, which passes no hook but that one.
 
 use agent_common::Facility;
-use agent_common::event::{NAME_LEN, Object};
+use agent_common::event::Object;
 use agent_common::maps::{CLASS_FACILITY, RowKey};
 use aya_ebpf::macros::cgroup_sockopt;
 use aya_ebpf::programs::SockoptContext;
@@ -44,20 +44,32 @@ const TABLES: [i32; 6] = [64, 65, 96, 97, 128, 129];
 /// `net/socket.c: do_sock_setsockopt`.
 #[cgroup_sockopt(setsockopt)]
 pub fn setsockopt(ctx: SockoptContext) -> i32 {
-    // SAFETY: fields of the program's context; `optlen` may be written.
-    let (level, name, length) = unsafe {
-        let length = (*ctx.sockopt).optlen;
-        if length > PAGE {
-            // The caller's own bytes go on, not the beginning that programs were shown.
-            (*ctx.sockopt).optlen = 0;
-        }
-        ((*ctx.sockopt).level, (*ctx.sockopt).optname, length)
-    };
+    let (level, name, length) = asked(&ctx);
+    if length > PAGE {
+        // The caller's own bytes go on, not the beginning that programs were shown.
+        // SAFETY: a field of the program's context that may be written.
+        unsafe { (*ctx.sockopt).optlen = 0 }
+    }
     let Some(facility) = facility(level, name, length) else { return ALLOW };
     let Some(mark) = current::task_mark() else { return ALLOW };
     let class = CLASS_FACILITY | facility.code();
+    // Read anew: the verifier knows what it compared, and would look at all that follows once for each option.
+    let (level, name, _) = asked(&ctx);
     let what = SocketOption { class, level: level as u32, name: name as u32 };
     if decide(&mark, &mut RowKey { class, ..RowKey::zeroed() }, &what) { ALLOW } else { DENY }
+}
+
+/// Level, name and length.
+#[inline(always)]
+fn asked(ctx: &SockoptContext) -> (i32, i32, i32) {
+    // SAFETY: fields of the program's context.
+    unsafe {
+        (
+            core::ptr::read_volatile(&raw const (*ctx.sockopt).level),
+            core::ptr::read_volatile(&raw const (*ctx.sockopt).optname),
+            core::ptr::read_volatile(&raw const (*ctx.sockopt).optlen),
+        )
+    }
 }
 
 /// What an option is a way to, if it is one that is guarded.
@@ -81,7 +93,7 @@ fn facility(level: i32, name: i32, length: i32) -> Option<Facility> {
     }
 }
 
-/// An option, as records show it: `LEVEL:NAME` in numbers.
+/// An option, by its numbers.
 struct SocketOption {
     class: u32,
     level: u32,
@@ -91,13 +103,6 @@ struct SocketOption {
 impl Describe for SocketOption {
     #[inline(always)]
     fn describe(&self, object: &mut Object) {
-        object.class = self.class;
-        let digits = |number: u32| [number / 100 % 10, number / 10 % 10, number % 10].map(|digit| b'0' + digit as u8);
-        let ([a, b, c], [d, e, f]) = (digits(self.level), digits(self.name));
-        const _: () = assert!(NAME_LEN >= 7);
-        let text = [a, b, c, b':', d, e, f];
-        for (at, byte) in object.name.iter_mut().zip(text) {
-            *at = byte;
-        }
+        (object.class, object.family, object.socket_type) = (self.class, self.level, self.name);
     }
 }
