@@ -107,7 +107,8 @@ fn passed(lab: &Lab) -> Result<()> {
 
 /// The message comes, the descriptor does not.
 fn expect_not_taken(world: &World, ran: &Ran) -> Result<()> {
-    ran.expect(&["errno ENODATA"])?;
+    // How the probe is told that the control message was cut short.
+    ran.expect(&["errno ENOBUFS"])?;
     ensure!(world.open.arrived()? == 0, "the refused attempt arrived");
     world.decision(ran.task()?, "receive", "deny", "foreign_socket")?.expect("/source", "structural")
 }
