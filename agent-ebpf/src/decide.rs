@@ -5,6 +5,7 @@
 //! held in a bounded `bpf_loop`; whatever goes wrong on that way denies, each with its own reason.
 
 mod packet;
+mod wait;
 
 use core::ffi::c_void;
 
@@ -14,6 +15,7 @@ use agent_common::{Action, Counter, DaemonLoss, Effect, Mode, Reason, Source, Ta
 use aya_ebpf::helpers::generated::{bpf_ktime_get_boot_ns, bpf_loop};
 
 pub use self::packet::{Flow, ask_ahead, decide_packet};
+pub use self::wait::wait_for;
 
 use crate::current;
 use crate::maps::{CONNECT, ROWS, SETTINGS, TASKS, TOTALS, UPCALLS, USAGE, count};
@@ -181,21 +183,6 @@ pub fn admit(mark: &Mark, action: Action, what: &impl Describe) -> bool {
         Some(reason) => refuse(mark, action, reason, what),
         None => true,
     }
-}
-
-/// Waits for something that the daemon puts there for the asking. Recorded only where it does not come. True if the action
-/// may go on.
-#[inline(always)]
-pub fn wait_for<K: Key>(mark: &Mark, key: &K, what: &impl Describe) -> bool {
-    let Some(task) = TASKS.get(mark.slot) else { return refuse(mark, key.action(), Reason::Undecidable, what) };
-    let generation = generation_of(task);
-    let question = Question { who: &Caller(mark), key, what, generation, time: now() };
-    let mut outcome = first_contact(&question, mark, task);
-    if outcome.effect == Effect::Allow {
-        return true;
-    }
-    outcome.generation = generation;
-    finish(mark, key.action(), task.mode, &mut outcome, question.time, what)
 }
 
 /// One action of a task, on its way through the steps below.

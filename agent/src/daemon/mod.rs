@@ -13,6 +13,7 @@ mod flows;
 mod inotify;
 mod keeper;
 mod killing;
+mod named;
 mod namespaces;
 mod over;
 mod protect;

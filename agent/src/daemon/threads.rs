@@ -20,15 +20,14 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use tokio::sync::mpsc;
 
+use super::named::names_of;
 use super::namespaces::Namespaces;
-use super::snapshot::{Known, Snapshot, address, facility_labels, undecided};
+use super::snapshot::{Known, Snapshot, facility_labels, undecided};
 use super::unix;
 use crate::decision::{Answer, Details, Instant, Rows, TaskKey};
 use crate::domain::clock::boot_now_ns;
-use crate::domain::resource::canonical;
 use crate::domain::{Decision, Effect, Hosts, Mode, Reason, Source};
 use crate::kernel::{Fanotify, Maps, Opened, Ring};
-use crate::names;
 use crate::policy::Class;
 use crate::record::Resource;
 
@@ -251,26 +250,6 @@ fn put(maps: &mut Maps, ask: &Ask, verdict: Verdict) {
         }
         _ => Ok(()),
     };
-}
-
-/// What the task knows its destination by. Noted, since a name that comes later takes this verdict along.
-fn names_of(maps: &mut Maps, snapshot: &Snapshot, ask: &Ask, now: Instant) -> names::Known {
-    let Actor { slot, epoch, .. } = ask.actor;
-    if Action::from_code(ask.action) != Some(Action::Connect) || snapshot.task(slot, epoch).is_none() {
-        return names::Known::nothing();
-    }
-    let key = ConnectKey { slot, epoch, generation: ask.generation, ..ask.object.connect };
-    let (known, gone) = snapshot.names.known_for((slot, epoch), canonical(address(&key)), key, now.boot);
-    if let Some(gone) = gone {
-        maps.connect.remove(gone);
-    }
-    if ask.held == HELD_WIRE && known.hosts.is_empty() {
-        // A flow that may have been opened under a name which has ended since: the answer serves no new connection.
-        let hosts = snapshot.names.remembered((slot, epoch), canonical(address(&key)));
-        let until = if hosts.is_empty() { u64::MAX } else { now.boot.saturating_sub(1) };
-        return names::Known { hosts, until };
-    }
-    known
 }
 
 fn decide(rows: &mut Rows<Class>, snapshot: &Snapshot, ask: &Ask, hosts: &Arc<Hosts>, now: Instant) -> Answer {

@@ -5,8 +5,8 @@ use std::os::fd::AsFd;
 
 use aya::programs::links::{FdLink, LinkError};
 use aya::programs::{
-    BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, CgroupSockopt, CgroupSysctl,
-    Lsm, Program, ProgramError, SockOps,
+    BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, CgroupSockopt,
+    CgroupSysctl, Lsm, Program, ProgramError, SockOps,
 };
 use aya::{Btf, Ebpf};
 
