@@ -349,6 +349,8 @@ fn marks(lab: &Lab) -> Result<()> {
     for flow in ["0", "1"] {
         session.expect(&["live-mark", flow], &[&mark.to_string(), "ok"])?;
     }
+    session.expect(&["live-set-mark", "0", "0"], &["errno EPERM"])?;
+    session.expect(&["live-mark", "0"], &[&mark.to_string(), "ok"])?;
     ensure!(world.event(&task, "task_started")?.number("/socket_mark") == mark, "the record says otherwise");
     expect_at(&world.daemon.ask(&["task", "show", &task])?, "/socket_mark", mark)?;
     let accepted = world.open.tcp4.next()?;

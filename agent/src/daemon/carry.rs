@@ -2,10 +2,11 @@
 //! met before is no first contact again.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use agent_common::maps::{ConnectKey, MAX_CONNECT, Verdict};
 use agent_common::{Action, Effect};
+use nix::time::{ClockId, clock_gettime};
 
 use super::snapshot::{Snapshot, address};
 use super::state::Daemon;
@@ -14,21 +15,23 @@ use crate::decision::{Answer, Rows, TaskKey};
 use crate::domain::resource::canonical;
 use crate::policy::Class;
 
-/// How long the loop may be kept by it, half of that for reading. What is left is decided when it is met again: in the kernel's
-/// table there is no order that a task could choose.
+/// Processor time that it may take of the loop, half of that for reading; not time that passes, since on a busy host that says
+/// nothing of how much there is to do. What is left is decided when it is met again: in the kernel's table there is no order
+/// that a task could choose.
 const BUDGET: Duration = Duration::from_millis(20);
 
 impl Daemon {
     /// Decides again what the kernel holds for connections under the `old` generation, and puts it down under the `new` one. To be
     /// called when the new policies are published, and before the kernel is told the number.
     pub(super) fn carry_over(&mut self, old: u32, new: u32) {
-        let (began, snapshot) = (Instant::now(), self.shared.snapshot.load_full());
+        let (began, snapshot) = (own_time(), self.shared.snapshot.load_full());
+        let spent = || own_time().saturating_sub(began);
         let most = usize::try_from(MAX_CONNECT).unwrap_or(usize::MAX);
-        let keys = self.maps.connect.keys_within(began + BUDGET / 2, most);
+        let keys = self.maps.connect.keys_while(most, || spent() < BUDGET / 2);
         let mut rows = Rows::new(Arc::clone(&self.shared.details), self.shared.patience);
         let (mut carried, mut left) = (0_usize, 0_usize);
         for key in keys {
-            if began.elapsed() >= BUDGET {
+            if spent() >= BUDGET {
                 left += 1;
             } else if key.generation == old {
                 carried += usize::from(self.carry(&snapshot, &mut rows, ConnectKey { generation: new, ..key }));
@@ -71,6 +74,11 @@ impl Daemon {
         }
         Some(verdict)
     }
+}
+
+/// Processor time of this thread.
+fn own_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
 fn answer(

@@ -88,10 +88,10 @@ impl<K: Pod, V: Pod> Table<K, V> {
         let _ = self.map.remove(&Wire(key));
     }
 
-    /// At most so many keys, and no more once that instant has passed.
-    pub fn keys_within(&self, end: std::time::Instant, most: usize) -> Vec<K> {
+    /// At most so many keys, and none after `go_on` says no.
+    pub fn keys_while(&self, most: usize, go_on: impl Fn() -> bool) -> Vec<K> {
         let keys = self.map.keys().filter_map(Result::ok).map(|wire| wire.0);
-        keys.take(most).take_while(|_| std::time::Instant::now() < end).collect()
+        keys.take(most).take_while(|_| go_on()).collect()
     }
 
     /// All keys, as far as they stand still.
