@@ -2,8 +2,8 @@
 
 use agent_common::event::Actor;
 use agent_common::maps::{Mark, SLOT_DAEMON};
-use aya_ebpf::helpers::generated::bpf_get_current_cgroup_id;
-use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid};
+use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_get_current_comm};
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_uid_gid};
 
 use crate::instance;
 use crate::maps::PROCESSES;
@@ -63,5 +63,7 @@ pub fn describe(mark: &Mark, actor: &mut Actor) {
     actor.pad = 0;
     // SAFETY: the helper takes nothing and returns a number.
     actor.cgroup = unsafe { bpf_get_current_cgroup_id() };
-    actor.comm = bpf_get_current_comm().unwrap_or_default();
+    // In place; where it fails, which it does not, the helper leaves zeroes.
+    // SAFETY: the field is writable memory of the length given.
+    unsafe { bpf_get_current_comm((&raw mut actor.comm).cast(), actor.comm.len() as u32) };
 }

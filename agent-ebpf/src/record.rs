@@ -44,9 +44,15 @@ pub const fn structural(effect: Effect, reason: Reason) -> Outcome {
 /// A ring entry, all zero, to be filled in.
 #[inline(always)]
 pub fn zeroed<T: bytemuck::Zeroable>(entry: &mut RingBufEntry<T>) -> &mut T {
-    // SAFETY: the entry is writable memory of `T`'s size, and zeroes are a value of `T`.
+    const { assert!(size_of::<T>() % 8 == 0) };
+    let words = entry.as_mut_ptr().cast::<u64>();
+    // Volatile, or the compiler makes it a call of its `memset`, which goes byte by byte and is verified so on every path:
+    // more than 6.1 takes.
+    // SAFETY: the entry is writable memory of `T`'s size, aligned to 8, and zeroes are a value of `T`.
     unsafe {
-        entry.as_mut_ptr().write_bytes(0, 1);
+        for at in 0..size_of::<T>() / 8 {
+            core::ptr::write_volatile(words.add(at), 0);
+        }
         &mut *entry.as_mut_ptr()
     }
 }

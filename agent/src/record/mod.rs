@@ -38,8 +38,8 @@ pub use coalesce::Coalescer;
 pub use decision::{Decision, PolicyNote, Process, Resource, Shadow, TaskRef, Tier, UNKNOWN_UID};
 pub use hub::{Hub, Writing, missed_line};
 pub use lifecycle::{
-    CatalogueChanged, Cause, Coverage, CoverageChanged, DaemonAdopted, DaemonStarted, DaemonStopping, Detached, FlowCut,
-    Loss, PathChange, PathCoverage, PolicyLoaded, ProcessEvent, Rejected, TaskOver, TaskStarted,
+    CatalogueChanged, Cause, Coverage, CoverageChanged, DaemonAdopted, DaemonStarted, DaemonStopping, Detached,
+    FlowCut, Loss, PathChange, PathCoverage, PolicyLoaded, ProcessEvent, Rejected, TaskOver, TaskStarted,
 };
 
 pub use recorder::Recorder;

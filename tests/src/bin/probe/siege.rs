@@ -1,6 +1,7 @@
 //! Trying to get out all the time, until told to stop.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -50,6 +51,7 @@ fn attempt(target: &str) -> Attempt {
             Err(Errno::ENOMSG)
         }
         "name" => ask(to).map_err(|error| errno(&error)),
+        "name-tcp" => ask_by_tcp(to).map_err(|error| errno(&error)),
         _ => Err(Errno::EINVAL),
     }
 }
@@ -65,8 +67,22 @@ fn ask(server: SocketAddr) -> std::io::Result<()> {
     socket.send_to(QUERY, server)?;
     let mut answer = [0; 512];
     let length = socket.recv(&mut answer)?;
-    match answer.get(..length) {
-        Some([_, _, _, _, _, _, high, low, ..]) if (*high, *low) != (0, 0) => Ok(()),
+    has_address(answer.get(..length).unwrap_or_default())
+}
+
+fn ask_by_tcp(server: SocketAddr) -> std::io::Result<()> {
+    let mut stream = TcpStream::connect_timeout(&server, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(&[&[0, QUERY.len() as u8], QUERY].concat())?;
+    let mut head = [0; 2 + 8];
+    stream.read_exact(&mut head)?;
+    has_address(&head[2..])
+}
+
+/// Whether the header of an answer counts any.
+fn has_address(answer: &[u8]) -> std::io::Result<()> {
+    match answer {
+        [_, _, _, _, _, _, high, low, ..] if (*high, *low) != (0, 0) => Ok(()),
         _ => Err(std::io::ErrorKind::NotFound.into()),
     }
 }
