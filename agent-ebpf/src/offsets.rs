@@ -46,6 +46,9 @@ offsets! {
     sock_common__skc_rcv_saddr
     sock_common__skc_v6_rcv_saddr
     sock__sk_protocol
+    sock_common__skc_daddr
+    sock_common__skc_v6_daddr
+    sock_common__skc_dport
 }
 
 /// Reads a member of a kernel struct.

@@ -54,11 +54,27 @@ impl Sock {
         self.fill(key, &offsets::sock_common__skc_rcv_saddr, &offsets::sock_common__skc_v6_rcv_saddr);
     }
 
+    /// Fills in what it is connected to.
+    #[inline(always)]
+    pub fn peer(self, key: &mut ConnectKey) {
+        key.action = Action::Connect.code();
+        // SAFETY: as above.
+        key.port = u16::from_be(unsafe { member(self.0, &offsets::sock_common__skc_dport) });
+        self.fill(key, &offsets::sock_common__skc_daddr, &offsets::sock_common__skc_v6_daddr);
+    }
+
+    /// IP protocol number.
+    #[inline(always)]
+    pub fn protocol(self) -> u8 {
+        // SAFETY: as above.
+        unsafe { member::<u16>(self.0, &offsets::sock__sk_protocol) as u8 }
+    }
+
     #[inline(always)]
     fn fill(self, key: &mut ConnectKey, v4: &Global<u64>, v6: &Global<u64>) {
         // SAFETY: members of a `sock`; a fault reads as an error.
         unsafe {
-            key.protocol = member::<u16>(self.0, &offsets::sock__sk_protocol) as u8;
+            key.protocol = self.protocol();
             if self.family() == u16::from(FAMILY_V4) {
                 key.family = FAMILY_V4;
                 key.address = bytemuck::cast([member::<u32>(self.0, v4), 0, 0, 0]);

@@ -3,6 +3,7 @@
 mod fields;
 #[cfg(test)]
 mod tests;
+mod translation;
 
 use std::io::{self, ErrorKind};
 use std::num::NonZeroU32;
@@ -11,6 +12,8 @@ use std::time::Duration;
 
 use fields::{parse_hold, parse_level, parse_max_ttl, parse_mode, parse_path, parse_require, parse_stale};
 use tracing::level_filters::LevelFilter;
+
+pub use translation::Translation;
 
 use crate::domain::Mode;
 use crate::domain::duration::parse_duration;
@@ -43,6 +46,7 @@ const KEYS: &[&str] = &[
     "max_processes",
     "homes",
     "kernel_log",
+    "translation",
 ];
 
 /// The least coverage that the daemon starts with.
@@ -141,6 +145,8 @@ pub struct Config {
     pub homes: Homes,
     /// How much the kernel programs log for debugging.
     pub kernel_log: LevelFilter,
+    /// Where this host translates addresses.
+    pub translations: Vec<Translation>,
 }
 
 /// Why there is no configuration.
@@ -240,6 +246,7 @@ impl Config {
             max_contacts_per_second: contacts.and_then(to_non_zero).unwrap_or(DEFAULT_CONTACTS),
             homes: read_homes(&mut reader, root, &flags.homes)?,
             kernel_log: reader.parsed(root, "kernel_log", parse_level).unwrap_or(LevelFilter::OFF),
+            translations: translation::read(&mut reader, root),
         };
         reader.finish()?;
         Ok(config)

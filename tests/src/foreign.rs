@@ -12,13 +12,16 @@ use nix::sys::socket::{
     recvmsg, sendmsg, socket,
 };
 
+use crate::harness::machine::Tier;
 use crate::harness::run::{Ran, Session};
+use crate::harness::server::expect_silence;
+use crate::harness::skip;
 use crate::harness::wait::{bound, until};
 use crate::harness::world::{Lab, OPEN, World};
 use crate::{Test, on_every_tier};
 
 pub(crate) fn tests() -> Vec<Test> {
-    on_every_tier([
+    let mut all = on_every_tier([
         ("foreign::made_before_the_mark", made_before),
         ("foreign::udp_made_before_the_mark", udp_made_before),
         ("foreign::connected_before_the_mark", connected_before),
@@ -26,7 +29,15 @@ pub(crate) fn tests() -> Vec<Test> {
         ("foreign::of_another_task", of_another_task),
         ("foreign::given_away_ends_when_revoked", given_away_revoked),
         ("foreign::given_away_ends_with_its_task", given_away_ended),
-    ])
+    ]);
+    let full: [(&'static str, crate::Body); 4] = [
+        ("foreign::inherited_connected", |lab| inherited_connected(lab, "send-fd")),
+        ("foreign::inherited_connected_sendfile", |lab| inherited_connected(lab, "sendfile-fd")),
+        ("foreign::inherited_connected_udp", inherited_udp),
+        ("foreign::passed_connected", passed_connected),
+    ];
+    all.extend(full.map(|(name, body)| Test { name, needs: Tier::Full, body }));
+    all
 }
 
 fn tcp_socket() -> Result<OwnedFd> {
@@ -88,7 +99,60 @@ fn passed(lab: &Lab) -> Result<()> {
         client.join().map_err(|_| anyhow::anyhow!("the client's thread died"))?
     })?;
     std::fs::remove_file(path)?;
+    if world.machine.tier == Tier::Full {
+        return expect_not_taken(&world, &ran);
+    }
     expect_foreign(&world, &ran)
+}
+
+/// The message comes, the descriptor does not.
+fn expect_not_taken(world: &World, ran: &Ran) -> Result<()> {
+    // How the probe is told that the control message was cut short.
+    ran.expect(&["errno ENOBUFS"])?;
+    ensure!(world.open.arrived()? == 0, "the refused attempt arrived");
+    world.decision(ran.task()?, "receive", "deny", "foreign_socket")?.expect("/source", "structural")
+}
+
+/// As standard input: `writ run` closes everything else.
+fn inherited_connected(lab: &Lab, way: &str) -> Result<()> {
+    let world = lab.shared()?;
+    let stream = TcpStream::connect(world.open.tcp4.address()?)?;
+    let mut there = world.open.tcp4.next()?;
+    let ran = world.task().connect(OPEN).stdin(stream.try_clone()?).run(&[way, "0"])?;
+    if way == "sendfile-fd" && ran.lines == ["ok"] {
+        return Err(skip("this kernel asks nobody about sendfile(2) (before 6.5)"));
+    }
+    ran.expect_refused()?;
+    expect_silence(&mut there)?;
+    world.decision(ran.task()?, "send", "deny", "foreign_socket")?.expect("/resource/address", "127.0.0.1")
+}
+
+fn inherited_udp(lab: &Lab) -> Result<()> {
+    let world = lab.shared()?;
+    world.open.arrived()?;
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    socket.connect(world.open.udp4.address()?)?;
+    let ran = world.task().connect(OPEN).stdin(socket).run(&["send-fd", "0"])?;
+    ran.expect_refused()?;
+    ensure!(world.open.arrived()? == 0, "the refused datagram arrived");
+    world.decision(ran.task()?, "send", "deny", "foreign_socket")?.expect("/resource/protocol", "udp")
+}
+
+fn passed_connected(lab: &Lab) -> Result<()> {
+    let world = lab.shared()?;
+    let stream = TcpStream::connect(world.open.tcp4.address()?)?;
+    world.open.arrived()?;
+    let (path, listener) = meeting(&world, "pass.sock")?;
+    let ran = std::thread::scope(|scope| -> Result<Ran> {
+        let client = scope.spawn(|| world.task().connect(OPEN).run(&["take-and-send", &path]));
+        let (unix, _) = listener.accept()?;
+        let raw = [stream.as_raw_fd()];
+        let rights = [ControlMessage::ScmRights(&raw)];
+        sendmsg::<()>(unix.as_raw_fd(), &[IoSlice::new(b"x")], &rights, MsgFlags::empty(), None)?;
+        client.join().map_err(|_| anyhow::anyhow!("the client's thread died"))?
+    })?;
+    std::fs::remove_file(path)?;
+    expect_not_taken(&world, &ran)
 }
 
 /// A socket of that kind, made by the session.

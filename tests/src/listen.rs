@@ -1,7 +1,7 @@
 //! Waiting for connections: policy decides where, and what was not permitted is never answered.
 
 use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -14,7 +14,7 @@ use crate::harness::world::{Lab, OPEN, World};
 use crate::{Test, on_every_tier};
 
 pub(crate) fn tests() -> Vec<Test> {
-    on_every_tier([
+    let mut all = on_every_tier([
         ("listen::loopback", |lab| served(lab, &["listen", "127.0.0.1:0"])),
         ("listen::loopback_v6", |lab| served(lab, &["listen", "[::1]:0"])),
         ("listen::loopback_v4_mapped", |lab| served(lab, &["listen", "[::ffff:127.0.0.1]:0"])),
@@ -25,7 +25,9 @@ pub(crate) fn tests() -> Vec<Test> {
         ("listen::after_it_was_connected", after_connect),
         ("listen::answers_end_when_revoked", revoked),
         ("listen::audit_mode_lets_through", audited),
-    ])
+    ]);
+    all.push(Test { name: "listen::inherited", needs: Tier::Full, body: inherited });
+    all
 }
 
 /// Where a session listens.
@@ -149,4 +151,16 @@ fn audited(lab: &Lab) -> Result<()> {
     let at = reached(&mut session, Some("127.0.0.1"))?;
     expect_served(&mut session, at)?;
     world.decision(&session.task()?, "listen", "would_deny", "policy").map(drop)
+}
+
+/// A listener that was there before the task belongs to nobody who is asked about.
+fn inherited(lab: &Lab) -> Result<()> {
+    let world = lab.shared()?;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let client = TcpStream::connect(listener.local_addr()?)?;
+    let words = ["inherited-accept", "0"];
+    let ran = world.task().stdin(listener).run(&words)?;
+    ran.expect_refused()?;
+    drop(client);
+    world.decision(ran.task()?, "listen", "deny", "foreign_socket").map(drop)
 }

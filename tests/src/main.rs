@@ -16,6 +16,7 @@ mod lineage;
 mod listen;
 mod namespaces;
 mod net;
+mod options;
 mod outlive;
 mod policy;
 mod records;
@@ -24,6 +25,7 @@ mod secrets;
 mod stopped;
 mod sysctl;
 mod unix;
+mod wire;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -61,6 +63,8 @@ fn all() -> Vec<Test> {
         sysctl::tests(),
         foreign::tests(),
         listen::tests(),
+        options::tests(),
+        wire::tests(),
         lineage::tests(),
         namespaces::tests(),
         secrets::tests(),

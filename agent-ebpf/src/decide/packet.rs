@@ -3,7 +3,7 @@
 
 use agent_common::event::{HELD_AUDIT, HELD_WIRE};
 use agent_common::maps::{ConnectKey, TaskState};
-use agent_common::{Effect, Mode, Reason, Source};
+use agent_common::{Effect, Reason, Source};
 
 use super::{Key, Question, ask, by_verdict, daemon_lost, is_lost, now};
 use crate::maps::SETTINGS;
@@ -22,10 +22,17 @@ pub enum Flow {
     Asked,
 }
 
-/// Decides one packet of a task that is not over. `asked` is when a packet of the same socket last made a question.
+/// Decides one packet of a task that is not over. With `audit`, what there is no verdict for goes, and the daemon records what would
+/// have been. `asked` is when a packet of the same socket last made a question.
 #[inline(always)]
-pub fn decide_packet(who: &impl Who, task: &TaskState, key: &ConnectKey, asked: &mut u64, time: u64) -> Flow {
-    let audit = task.mode == Mode::Audit.code();
+pub fn decide_packet(
+    who: &impl Who,
+    task: &TaskState,
+    key: &ConnectKey,
+    audit: bool,
+    asked: &mut u64,
+    time: u64,
+) -> Flow {
     let lost = SETTINGS.get(0).is_none_or(|settings| is_lost(settings, time));
     match key.verdict() {
         Some(verdict) if verdict.flow_not_after >= time => {

@@ -4,6 +4,8 @@ mod facility;
 mod file;
 mod listen;
 pub mod net;
+mod options;
+mod passed;
 mod process;
 mod socket;
 mod sysctl;

@@ -32,8 +32,6 @@ const IPPROTO_ROUTING: u8 = 43;
 const IPPROTO_DSTOPTS: u8 = 60;
 const SYN: u8 = 2;
 const ACK: u8 = 16;
-/// Extension headers that are looked behind, where policy lets a task use them.
-const MAX_HEADERS: u32 = 4;
 
 /// `net/ipv4/ip_output.c: ip_finish_output`, `net/ipv6/ip6_output.c: ip6_finish_output`: every packet that has a socket,
 /// before it is cut into fragments. The answer to a SYN comes with the listener's socket (Linux 6.6 and later).
@@ -149,15 +147,11 @@ impl Packet {
         let mut at = 40;
         self.to.family = FAMILY_V6;
         self.to.address = ctx.load(24).unwrap_or_default();
-        for _ in 0..MAX_HEADERS {
-            if !matches!(next, IPPROTO_HOPOPTS | IPPROTO_ROUTING | IPPROTO_DSTOPTS) {
-                break;
-            }
+        // One header is looked behind; what has more is of no protocol that anybody permits.
+        if matches!(next, IPPROTO_HOPOPTS | IPPROTO_ROUTING | IPPROTO_DSTOPTS) {
             let header: [u8; 4] = ctx.load(at).unwrap_or_default();
             // The kernel's own header for packets longer than 64 KiB (BIG TCP): one jumbo payload option.
-            if next != IPPROTO_HOPOPTS || header != [IPPROTO_TCP, 0, 0xc2, 4] {
-                self.headers = 1;
-            }
+            self.headers = u8::from(next != IPPROTO_HOPOPTS || header != [IPPROTO_TCP, 0, 0xc2, 4]);
             (next, at) = (header[0], at + (usize::from(header[1]) + 1) * 8);
         }
         self.to.protocol = next;
@@ -290,7 +284,9 @@ fn look_up(
     let who = Maker::of(label);
     packet.decided.generation = packet.to.generation;
     let key = if expected { &packet.decided } else { &packet.to };
-    match decide::decide_packet(&who, task, key, &mut label.asked, time) {
+    // What leaves for elsewhere is told by its own record.
+    let audit = expected && task.mode == Mode::Audit.code();
+    match decide::decide_packet(&who, task, key, audit, &mut label.asked, time) {
         Flow::Goes(not_after) if expected => {
             ticket::write(label, &packet.decided, not_after);
             // Audit mode and a lost daemon let go what nobody has permitted.

@@ -133,3 +133,23 @@ fn files_that_are_missing_malformed_or_unreadable() {
     let missing = Config::load(&flags(&["--config-dir", "/nowhere/writ"]));
     assert!(matches!(missing, Err(ConfigError::NoDirectory(_))));
 }
+
+#[test]
+fn translations_are_ranges_by_name() {
+    let text = "[[translation]]\nname = 'services'\nfrom = ['10.96.0.0/12']\nto = ['10.244.0.0/16', 'fd00:10::/64']\n";
+    let translations = resolve(text, &[]).unwrap().translations;
+    let [one] = &translations[..] else { panic!("{translations:?}") };
+    assert_eq!((one.name.as_str(), one.from.len(), one.to.len()), ("services", 1, 2));
+}
+
+#[test]
+fn faults_of_translations_are_named() {
+    let text = "[[translation]]\nname = 'a'\nfrom = ['10.0.0.0/8']\nto = ['10.1.0.0/16']\n\
+        [[translation]]\nname = 'b'\nfrom = ['10.2.0.0/16', 'nowhere']\nto = []\n";
+    let expected = [
+        "/etc/writ/writd.toml:5:1: the translation `b` has no `to`; list its ranges of addresses",
+        "/etc/writ/writd.toml:7:9: `10.2.0.0/16` overlaps `10.0.0.0/8` in `from` of `a`; write each address once, in one translation",
+        "/etc/writ/writd.toml:7:24: `nowhere` is neither an address nor a range of addresses; write `10.0.0.0/8`, `fc00::/7` or `192.0.2.1`",
+    ];
+    assert_eq!(faults(text), expected);
+}

@@ -303,8 +303,12 @@ fn socket_name(name: &[u8]) -> String {
 
 fn facility(object: &Object) -> Resource {
     let name = Facility::from_code(object.class & !CLASS_FACILITY).map_or("unknown", Facility::as_str);
-    let detail = object.name();
-    let detail = (!detail.is_empty()).then(|| Arc::from(String::from_utf8_lossy(detail)));
+    let detail = match (object.name(), object.socket_type) {
+        ([], 0) => None,
+        // A socket option, as setsockopt(2) takes it: no option that is guarded has number 0.
+        ([], option) => Some(Arc::from(format!("option {} of level {}", option, object.family))),
+        (text, _) => Some(Arc::from(String::from_utf8_lossy(text))),
+    };
     Resource::Facility { name: Arc::from(name), detail }
 }
 

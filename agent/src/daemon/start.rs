@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use agent_common::Counter;
 use agent_common::maps::{MARK_RESERVE, MAX_PROCESSES, Settings};
 use arc_swap::ArcSwap;
+use ipnet::IpNet;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
@@ -28,7 +29,7 @@ use super::state::{Daemon, Parts};
 use super::takeover;
 use super::threads::{self, Note, Shared};
 use super::unix;
-use crate::config::{Config, Flags, Require};
+use crate::config::{Config, Flags, Require, Translation};
 use crate::domain::clock::boot_now_ns;
 use crate::kernel::lsm::{BpfLsm, bpf_lsm};
 use crate::kernel::{Fanotify, Guard, Guards, Kernel, Layout, LoadError, Loaded, Maps, Pins, Ring, Setup, learn};
@@ -102,6 +103,7 @@ pub(super) fn start(config: Config, flags: &Flags, sources: Sources, lock: File)
     raise_descriptor_limit();
     let settings = settings(&config);
     let Loaded { mut kernel, layout, mut maps, upcalls, records } = load(&config, settings)?;
+    translate(&mut kernel, &config)?;
     let attached = attach(&mut kernel, layout)?;
     kernel.take_effect(&mut maps)?;
     let inherited = takeover::inherit(&mut maps);
@@ -223,6 +225,15 @@ fn log_level(config: &Config) -> u8 {
         tracing::Level::DEBUG => 4,
         tracing::Level::TRACE => 5,
     })
+}
+
+/// Each range with the number of its translation.
+fn translate(kernel: &mut Kernel, config: &Config) -> Result<(), DaemonError> {
+    let numbered = |side: fn(&Translation) -> &[IpNet]| -> Vec<(IpNet, u32)> {
+        let all = (1_u32..).zip(&config.translations);
+        all.flat_map(|(number, one)| side(one).iter().map(move |range| (*range, number))).collect()
+    };
+    Ok(kernel.translate(&numbered(|one| &one.from), &numbered(|one| &one.to))?)
 }
 
 struct Attached {

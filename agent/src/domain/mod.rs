@@ -1,5 +1,6 @@
 //! Plain types that every module shares. No I/O but reading the clock and text files, no aya, no cedar, no procfs.
 
+pub mod cidr;
 pub mod clock;
 pub mod decision;
 pub mod duration;

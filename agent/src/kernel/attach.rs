@@ -5,8 +5,8 @@ use std::os::fd::AsFd;
 
 use aya::programs::links::{FdLink, LinkError};
 use aya::programs::{
-    BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, CgroupSysctl, Lsm,
-    Program, ProgramError, SockOps,
+    BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, CgroupSockopt,
+    CgroupSysctl, Lsm, Program, ProgramError, SockOps,
 };
 use aya::{Btf, Ebpf};
 
@@ -41,6 +41,16 @@ pub enum Guard {
     Listening,
     /// Waiting for connections (BPF LSM).
     SocketListen,
+    /// Socket options that would get packets past the rest.
+    Setsockopt,
+    /// Connecting sockets that a task did not make, or of kinds that no other guard sees (BPF LSM).
+    SocketConnect,
+    /// Sending on them (BPF LSM).
+    SocketSendmsg,
+    /// Accepting on them (BPF LSM).
+    SocketAccept,
+    /// Taking them in (BPF LSM).
+    FileReceive,
     /// Opening secret files (BPF LSM).
     FileOpen,
     /// Labels unix sockets (BPF LSM).
@@ -76,7 +86,7 @@ enum Kind {
 
 impl Guard {
     /// Every guard in the order of attaching: lineage and labels before what relies on them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 30] = [
         Self::Exit,
         Self::TaskAlloc,
         Self::Fork,
@@ -90,6 +100,11 @@ impl Guard {
         Self::Egress,
         Self::Listening,
         Self::SocketListen,
+        Self::Setsockopt,
+        Self::SocketConnect,
+        Self::SocketSendmsg,
+        Self::SocketAccept,
+        Self::FileReceive,
         Self::FileOpen,
         Self::UnixLabel,
         Self::UnixConnect,
@@ -120,6 +135,11 @@ impl Guard {
             Self::Egress => "egress",
             Self::Listening => "listening",
             Self::SocketListen => "socket_listen",
+            Self::Setsockopt => "setsockopt",
+            Self::SocketConnect => "socket_connect",
+            Self::SocketSendmsg => "socket_sendmsg",
+            Self::SocketAccept => "socket_accept",
+            Self::FileReceive => "file_receive",
             Self::FileOpen => "file_open",
             Self::UnixLabel => "unix_label",
             Self::UnixConnect => "unix_connect",
@@ -153,6 +173,10 @@ impl Guard {
             Self::TaskAlloc
             | Self::SocketCreate
             | Self::SocketListen
+            | Self::SocketConnect
+            | Self::SocketSendmsg
+            | Self::SocketAccept
+            | Self::FileReceive
             | Self::FileOpen
             | Self::UnixLabel
             | Self::UnixConnect
@@ -249,6 +273,7 @@ fn attach_cgroup(program: &mut Program, cgroup: &File) -> Result<Link, ProgramEr
         Program::CgroupSkb(program) => attach_skb(program, cgroup).map(Link::Named),
         Program::SockOps(program) => attach_sock_ops(program, cgroup).map(Link::Named),
         Program::CgroupSysctl(program) => attach_sysctl(program, cgroup),
+        Program::CgroupSockopt(program) => attach_sockopt(program, cgroup),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
 }
@@ -275,6 +300,11 @@ fn attach_sock_ops(program: &mut SockOps, cgroup: &File) -> Result<FdLink, Progr
     program.load()?;
     let id = program.attach(cgroup, MODE)?;
     as_link(FdLink::try_from(program.take_link(id)?))
+}
+
+fn attach_sockopt(program: &mut CgroupSockopt, cgroup: &File) -> Result<Link, ProgramError> {
+    program.load()?;
+    Link::setsockopt(program.fd()?.as_fd(), cgroup)
 }
 
 /// Kernels before 5.7 attach without a link; none that has the rest does.

@@ -1,4 +1,4 @@
-//! A link: what keeps a program attached. aya gives those of sysctl programs no name, so they are made here.
+//! A link: what keeps a program attached. aya gives those of sysctl and sockopt programs no name, so they are made here.
 
 use std::fs::File;
 use std::io;
@@ -14,6 +14,7 @@ use aya::sys::SyscallError;
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_CGROUP_SYSCTL: u32 = 18;
+const BPF_CGROUP_SETSOCKOPT: u32 = 22;
 
 /// Dropping it detaches the program, unless it is pinned.
 pub enum Link {
@@ -26,9 +27,18 @@ pub enum Link {
 impl Link {
     /// Attaches a sysctl program, beside others.
     pub(super) fn sysctl(program: BorrowedFd<'_>, cgroup: &File) -> Result<Self, ProgramError> {
+        Self::cgroup(program, cgroup, BPF_CGROUP_SYSCTL)
+    }
+
+    /// Attaches a program for setsockopt(2), beside others.
+    pub(super) fn setsockopt(program: BorrowedFd<'_>, cgroup: &File) -> Result<Self, ProgramError> {
+        Self::cgroup(program, cgroup, BPF_CGROUP_SETSOCKOPT)
+    }
+
+    fn cgroup(program: BorrowedFd<'_>, cgroup: &File, kind: u32) -> Result<Self, ProgramError> {
         let number = |fd: RawFd| u32::try_from(fd).unwrap_or(u32::MAX);
         // `union bpf_attr`, `link_create`: program, target, type, flags.
-        let attributes = [number(program.as_raw_fd()), number(cgroup.as_fd().as_raw_fd()), BPF_CGROUP_SYSCTL, 0];
+        let attributes = [number(program.as_raw_fd()), number(cgroup.as_fd().as_raw_fd()), kind, 0];
         let fd = bpf(BPF_LINK_CREATE, &attributes).map_err(ProgramError::IOError)?;
         // SAFETY: a new descriptor that is nobody else's.
         Ok(Self::Own(unsafe { OwnedFd::from_raw_fd(fd) }))

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use agent_common::maps::{Mark, SLOT_DAEMON, Settings};
 use aya::{Btf, Ebpf, EbpfLoader, VerifierLogLevel};
+use ipnet::IpNet;
 
 use super::abi::Abi;
 use super::attach::{self, AttachError, Guard, Guards};
@@ -14,7 +15,7 @@ use super::btf::{self, BtfError};
 use super::cgroup::{self, CgroupError};
 use super::link::Link;
 use super::pin::Tenure;
-use super::{MapError, Maps, PinError, Pins, Ring, log, offsets};
+use super::{MapError, Maps, PinError, Pins, Ring, log, offsets, translate};
 
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
@@ -130,6 +131,16 @@ impl Kernel {
         let records = Ring::take(&mut ebpf, "RECORDS")?;
         let kernel = Self { ebpf, links: Vec::new(), pins, gone };
         Ok(Loaded { kernel, layout: Layout(btf), maps, upcalls, records })
+    }
+
+    /// Says which addresses the host translates: ranges that tasks connect to, and ranges that packets then leave for, each with
+    /// the number of its translation.
+    ///
+    /// # Errors
+    /// [`LoadError::Map`].
+    pub fn translate(&mut self, from: &[(IpNet, u32)], to: &[(IpNet, u32)]) -> Result<(), LoadError> {
+        translate::write(&mut self.ebpf, "TRANSLATE_FROM", from)?;
+        Ok(translate::write(&mut self.ebpf, "TRANSLATE_TO", to)?)
     }
 
     /// Whether programs of an earlier daemon were acting when this was loaded.

@@ -16,6 +16,7 @@ pub mod maps;
 pub mod offsets;
 pub mod pin;
 pub mod ring;
+mod translate;
 
 pub use attach::{AttachError, Guard, Guards};
 pub use fanotify::{Fanotify, Opened};

@@ -3,7 +3,7 @@
 use super::btf::{Btf, BtfError};
 
 /// Globals of `agent-ebpf/src/offsets.rs`, each named `STRUCT__MEMBER`.
-const NAMES: [&str; 32] = [
+const NAMES: [&str; 35] = [
     "task_struct__pid",
     "task_struct__tgid",
     "task_struct__start_boottime",
@@ -36,6 +36,9 @@ const NAMES: [&str; 32] = [
     "sock_common__skc_rcv_saddr",
     "sock_common__skc_v6_rcv_saddr",
     "sock__sk_protocol",
+    "sock_common__skc_daddr",
+    "sock_common__skc_v6_daddr",
+    "sock_common__skc_dport",
 ];
 
 /// Each global's name and value.

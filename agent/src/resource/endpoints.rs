@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::domain::cidr::parse_cidr;
 use crate::domain::resource::canonical;
 use crate::domain::toml_text::{Reader, Table, TextErrors};
 use crate::domain::{Hosts, Label, LabelSet, Protocol};
@@ -61,12 +62,6 @@ struct Match {
 /// Why a text of an entry is refused. Each names the text and ends with the next step.
 #[derive(Debug, thiserror::Error)]
 enum FieldError {
-    #[error("`{0}` is neither an address nor a range of addresses; write `10.0.0.0/8`, `fc00::/7` or `192.0.2.1`")]
-    Cidr(String),
-    #[error("`{given}` has bits beyond its prefix; write `{meant}`")]
-    HostBits { given: String, meant: IpNet },
-    #[error("`{0}` is IPv4 mapped into IPv6, which is looked up as IPv4; write it as IPv4")]
-    Mapped(String),
     #[error("`{0}` is neither a port nor a range of ports; write a number from 0 to 65535, or two as in `8000-8100`")]
     Port(String),
     #[error("`{0}` is no protocol that policies know; write `tcp` or `udp`")]
@@ -329,20 +324,6 @@ impl Entry<Match> {
     fn bearer(&self) -> Bearer {
         let Match { ports, protocols, private, .. } = self.body.clone();
         Bearer { labels: Arc::clone(&self.labels), ports, protocols, private }
-    }
-}
-
-fn parse_cidr(text: &str) -> Result<IpNet, FieldError> {
-    let parsed = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-    let cidr: IpNet = parsed.map_err(|_| FieldError::Cidr(text.to_owned()))?;
-    if cidr != cidr.trunc() {
-        return Err(FieldError::HostBits { given: text.to_owned(), meant: cidr.trunc() });
-    }
-    match cidr {
-        IpNet::V6(v6) if v6.prefix_len() >= 96 && v6.network().to_ipv4_mapped().is_some() => {
-            Err(FieldError::Mapped(text.to_owned()))
-        }
-        _ => Ok(cidr),
     }
 }
 

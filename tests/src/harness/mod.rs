@@ -3,6 +3,7 @@
 pub(crate) mod daemon;
 pub(crate) mod ear;
 pub(crate) mod machine;
+pub(crate) mod netns;
 pub(crate) mod options;
 pub(crate) mod pins;
 pub(crate) mod record;

@@ -8,6 +8,8 @@ use super::wait::slowness;
 pub(crate) struct Options {
     /// Lines of `writd.toml`.
     settings: Vec<String>,
+    /// Tables of `writd.toml`, which come after its plain lines.
+    tables: Vec<String>,
     /// Further files of the configuration directory: path, content.
     pub(crate) files: Vec<(String, String)>,
     /// Further arguments.
@@ -21,6 +23,11 @@ pub(crate) struct Options {
 impl Options {
     pub(crate) fn setting(mut self, line: &str) -> Self {
         self.settings.push(line.to_owned());
+        self
+    }
+
+    pub(crate) fn last(mut self, table: &str) -> Self {
+        self.tables.push(table.to_owned());
         self
     }
 
@@ -52,6 +59,7 @@ impl Options {
             let budget = if slowness() > 1 { "1s" } else { "200ms" };
             lines.push(format!("hold_budget = \"{budget}\""));
         }
+        lines.extend(self.tables.iter().cloned());
         lines.push(String::new());
         lines.join("\n")
     }
@@ -139,6 +147,11 @@ forbid (principal, action == Action::"connect_unix", resource in Label::"net/uni
 @id("test/listen")
 permit (principal, action == Action::"listen", resource)
 when { resource in Label::"net/loopback" || resource in principal.mayConnect };
+
+// A grant of this label stands for the leave to route.
+@id("test/routes")
+permit (principal, action == Action::"use", resource in Label::"kernel/source_routing")
+when { principal.mayConnect.contains(Label::"test/routes") };
 
 @id("test/start")
 permit (principal, action in [Action::"start", Action::"delegate"], resource);

@@ -19,7 +19,11 @@ pub(crate) struct TcpServer(TcpListener);
 
 impl TcpServer {
     pub(crate) fn new(ip: impl Into<IpAddr>) -> Result<Self> {
-        let listener = TcpListener::bind((ip.into(), 0))?;
+        Self::at(SocketAddr::new(ip.into(), 0))
+    }
+
+    pub(crate) fn at(address: SocketAddr) -> Result<Self> {
+        let listener = TcpListener::bind(address)?;
         // SAFETY: two integers. Listening again only makes the queue longer.
         ensure!(unsafe { libc::listen(listener.as_raw_fd(), BACKLOG) } == 0, "listen failed");
         Ok(Self(listener))
@@ -53,7 +57,11 @@ pub(crate) struct UdpServer(UdpSocket);
 
 impl UdpServer {
     pub(crate) fn new(ip: impl Into<IpAddr>) -> Result<Self> {
-        let socket = UdpSocket::bind((ip.into(), 0))?;
+        Self::at(SocketAddr::new(ip.into(), 0))
+    }
+
+    pub(crate) fn at(address: SocketAddr) -> Result<Self> {
+        let socket = UdpSocket::bind(address)?;
         socket.set_read_timeout(Some(bound(10)))?;
         Ok(Self(socket))
     }

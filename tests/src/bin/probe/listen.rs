@@ -2,20 +2,24 @@
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket;
 
 use crate::net::{address, connect, dissolve, errno, set_option, socket_for, storage};
-use crate::{Attempt, State, say};
+use crate::{Attempt, State, number, say};
 
 pub(super) fn attempt(state: &mut State, words: &[&str]) -> Option<Attempt> {
     Some(match *words {
         ["listen", at] => listen(state, address(at), true),
         // The kernel chooses address and port.
         ["listen-unbound", like] => listen(state, address(like), false),
+        ["inherited-accept", fd] => inherited(number(fd)).and_then(|listener| {
+            state.listener = Some(listener);
+            accept(state)
+        }),
         ["connect-then-listen", to] => connect_then_listen(state, address(to)),
         ["listen-at"] => listening_at(state),
         ["accept"] => accept(state),
@@ -48,6 +52,13 @@ fn connect_then_listen(state: &mut State, to: SocketAddr) -> Attempt {
     Errno::result(unsafe { libc::listen(fd.as_raw_fd(), 16) })?;
     state.listener = Some(TcpListener::from(fd));
     Ok(())
+}
+
+/// A listener that was there when this program began.
+fn inherited(fd: i32) -> Attempt<TcpListener> {
+    // SAFETY: the descriptor is inherited and stays open until this process ends.
+    let inherited = unsafe { BorrowedFd::borrow_raw(fd) };
+    inherited.try_clone_to_owned().map(TcpListener::from).map_err(|error| errno(&error))
 }
 
 fn listener(state: &State) -> Attempt<&TcpListener> {

@@ -17,6 +17,7 @@ mod sockets;
 mod surroundings;
 mod unix;
 mod uring;
+mod wire;
 
 use nix::errno::Errno;
 
@@ -63,7 +64,7 @@ fn attempt(state: &mut State, words: &[&str]) -> Attempt {
     let found = net::attempt(words).or_else(|| sockets::attempt(words)).or_else(|| unix::attempt(state, words));
     let found = found.or_else(|| files::attempt(words)).or_else(|| flow::attempt(state, words));
     let found = found.or_else(|| listen::attempt(state, words)).or_else(|| doors::attempt(words));
-    let found = found.or_else(|| live::attempt(state, words));
+    let found = found.or_else(|| live::attempt(state, words)).or_else(|| wire::attempt(words));
     found.unwrap_or_else(|| {
         eprintln!("writ-probe: `{}` is no action", words.join(" "));
         std::process::exit(64)

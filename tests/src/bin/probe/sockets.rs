@@ -15,6 +15,9 @@ pub(super) fn attempt(words: &[&str]) -> Option<Attempt> {
         ["socket", family, kind, protocol] => plain_socket(number(family), number(kind), number(protocol)).map(drop),
         ["connect-fd", fd, to] => connect_fd(number(fd), to),
         ["take-and-connect", path, to] => take_and_connect(path, to),
+        ["send-fd", fd] => send_fd(number(fd)),
+        ["sendfile-fd", fd] => sendfile_fd(number(fd)),
+        ["take-and-send", path] => take_and_send(path),
         ["give-tcp", path] => give(path, libc::SOCK_STREAM),
         ["give-connected", path, to] => give_connected(path, to),
         ["give-udp", path] => give(path, libc::SOCK_DGRAM),
@@ -28,6 +31,25 @@ fn connect_fd(fd: RawFd, to: &str) -> Attempt {
     let inherited = unsafe { BorrowedFd::borrow_raw(fd) };
     let own = inherited.try_clone_to_owned().map_err(|error| errno(&error))?;
     connect(&own, address(to))
+}
+
+/// Writes to a socket that was there when this program began.
+fn send_fd(fd: RawFd) -> Attempt {
+    // SAFETY: the descriptor is inherited and stays open until this process ends.
+    nix::unistd::write(unsafe { BorrowedFd::borrow_raw(fd) }, b"x").map(drop)
+}
+
+/// The same without a buffer of this program's.
+fn sendfile_fd(fd: RawFd) -> Attempt {
+    let file = std::fs::File::open("/proc/self/exe").map_err(|error| errno(&error))?;
+    // SAFETY: two descriptors, no offset, one byte.
+    Errno::result(unsafe { libc::sendfile(fd, file.as_raw_fd(), std::ptr::null_mut(), 1) }).map(drop)
+}
+
+/// Is given a connected socket over a unix socket, and writes to it.
+fn take_and_send(path: &str) -> Attempt {
+    let unix = UnixStream::connect(path).map_err(|error| errno(&error))?;
+    nix::unistd::write(&take(&unix)?, b"x").map(drop)
 }
 
 /// Is given a socket over a unix socket, and connects it.
