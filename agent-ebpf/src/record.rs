@@ -44,7 +44,7 @@ pub const fn structural(effect: Effect, reason: Reason) -> Outcome {
 /// A ring entry, all zero, to be filled in.
 #[inline(always)]
 pub fn zeroed<T: bytemuck::Zeroable>(entry: &mut RingBufEntry<T>) -> &mut T {
-    const { assert!(size_of::<T>() % 8 == 0) };
+    const { assert!(size_of::<T>().is_multiple_of(8)) };
     let words = entry.as_mut_ptr().cast::<u64>();
     // Volatile, or the compiler makes it a call of its `memset`, which goes byte by byte and is verified so on every path:
     // more than 6.1 takes.

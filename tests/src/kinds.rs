@@ -62,7 +62,8 @@ fn refused_by(lab: &Lab, way: &[&str], family: i32, kind: i32, protocol: i32) ->
     if control.lines != ["ok"] {
         return Err(skip(format!("this kernel does not make such sockets: {}", control.lines.concat())));
     }
-    let ran = world.task().connect(OPEN).connect("net/loopback").run(&words)?;
+    // Who may use every capability, so that it is the kind which is refused.
+    let ran = world.task().intent("administer").connect(OPEN).connect("net/loopback").run(&words)?;
     ran.expect_refused()?;
     let record = world.decision(ran.task()?, "socket", "deny", "unsupported_path")?;
     record.expect("/resource/type", "socket")?;

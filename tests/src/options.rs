@@ -4,25 +4,25 @@ use std::net::Ipv6Addr;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::harness::machine::Tier;
 use crate::harness::world::{Lab, OPEN, World};
 use crate::harness::{netns, skip};
 use crate::{Test, on_every_tier};
 
 /// A label whose grant lets a task route, by the tests' policies.
 const ROUTES: &str = "test/routes";
-const MARKS: &str = "test/marks";
 
 pub(crate) fn tests() -> Vec<Test> {
     on_every_tier([
-        ("options::ipv6_routing_header", |lab| refused(lab, &["option", "41", "57", "0"], "source_routing", ROUTES)),
-        ("options::ipv6_hop_by_hop", |lab| refused(lab, &["option", "41", "54", "0"], "source_routing", ROUTES)),
-        ("options::ipv6_destination", |lab| refused(lab, &["option", "41", "59", "0"], "source_routing", ROUTES)),
-        ("options::ipv6_before_routing", |lab| refused(lab, &["option", "41", "55", "0"], "source_routing", ROUTES)),
-        ("options::ipv6_old_routing_header", |lab| refused(lab, &["option", "41", "5", "0"], "source_routing", ROUTES)),
-        ("options::ipv6_old_all_at_once", |lab| refused(lab, &["option", "41", "6", "0"], "source_routing", ROUTES)),
+        ("options::ipv6_routing_header", |lab| refused(lab, &["option", "41", "57", "0"], "source_routing")),
+        ("options::ipv6_hop_by_hop", |lab| refused(lab, &["option", "41", "54", "0"], "source_routing")),
+        ("options::ipv6_destination", |lab| refused(lab, &["option", "41", "59", "0"], "source_routing")),
+        ("options::ipv6_before_routing", |lab| refused(lab, &["option", "41", "55", "0"], "source_routing")),
+        ("options::ipv6_old_routing_header", |lab| refused(lab, &["option", "41", "5", "0"], "source_routing")),
+        ("options::ipv6_old_all_at_once", |lab| refused(lab, &["option", "41", "6", "0"], "source_routing")),
         ("options::ipv6_flow_label_with_headers", flow_label),
-        ("options::ip_options", |lab| refused(lab, &["option", "0", "4", "0"], "source_routing", ROUTES)),
-        ("options::socket_mark", |lab| refused(lab, &["option", "1", "36", "4"], "socket_mark", MARKS)),
+        ("options::ip_options", |lab| refused(lab, &["option", "0", "4", "0"], "source_routing")),
+        ("options::socket_mark", |lab| refused(lab, &["option", "1", "36", "4"], "socket_mark")),
         ("options::iptables", iptables),
         ("options::harmless_ones_can_be_set", harmless),
         ("options::with_each_message", with_each_message),
@@ -31,7 +31,7 @@ pub(crate) fn tests() -> Vec<Test> {
     ])
 }
 
-fn refused(lab: &Lab, words: &[&str], facility: &str, grant: &str) -> Result<()> {
+fn refused(lab: &Lab, words: &[&str], facility: &str) -> Result<()> {
     let world = lab.shared()?;
     let free = world.unmarked(words)?;
     ensure!(free.lines != ["errno EPERM"], "refused without a mark");
@@ -42,7 +42,8 @@ fn refused(lab: &Lab, words: &[&str], facility: &str, grant: &str) -> Result<()>
     record.expect("/resource/name", facility)?;
     let shown = format!("option {} of level {}", words.get(2).unwrap_or(&""), words.get(1).unwrap_or(&""));
     record.expect("/resource/detail", &shown)?;
-    let allowed = world.task().connect(grant).run(words)?;
+    // Some take a capability besides, which the full tier asks about too.
+    let allowed = world.task().intent("administer").run(words)?;
     allowed.expect(&free).context("with leave")?;
     world.decision(allowed.task()?, "use", "allow", "policy")?;
     let audited = world.task().audit().run(words)?;
@@ -96,7 +97,12 @@ fn with_each_message(lab: &Lab) -> Result<()> {
         let ran = world.task().connect(OPEN).run(words)?;
         ran.expect_refused().with_context(|| format!("{words:?}"))?;
         ensure!(world.open.arrived()? == 0, "{words:?} arrived");
-        world.decision(ran.task()?, "send", "deny", "unsupported_path")?.expect("/resource/protocol", "udp")?;
+        if world.machine.tier == Tier::Full && words.first() == Some(&"dstopts-cmsg") {
+            // It takes a capability, which is asked about before.
+            world.decision(ran.task()?, "use", "deny", "no_permit")?.expect("/resource/name", "cap_net_raw")?;
+        } else {
+            world.decision(ran.task()?, "send", "deny", "unsupported_path")?.expect("/resource/protocol", "udp")?;
+        }
         let audited = world.task().connect(OPEN).audit().run(words)?;
         audited.expect(&["ok"]).with_context(|| format!("{words:?} in audit mode"))?;
         world.decision(audited.task()?, "send", "would_deny", "unsupported_path")?;

@@ -148,14 +148,10 @@ forbid (principal, action == Action::"connect_unix", resource in Label::"net/uni
 permit (principal, action == Action::"listen", resource)
 when { resource in Label::"net/loopback" || resource in principal.mayConnect };
 
-// A grant of these labels stands for the leave to use what they name.
+// A grant of this label stands for the leave to route.
 @id("test/routes")
 permit (principal, action == Action::"use", resource in Label::"kernel/source_routing")
 when { principal.mayConnect.contains(Label::"test/routes") };
-
-@id("test/marks")
-permit (principal, action == Action::"use", resource in Label::"kernel/socket_mark")
-when { principal.mayConnect.contains(Label::"test/marks") };
 
 @id("test/start")
 permit (principal, action in [Action::"start", Action::"delegate"], resource);

@@ -47,10 +47,8 @@ impl World {
         for (servers, label) in labelled {
             endpoints += &servers.catalogue(label)?;
         }
-        // Nobody is there: these labels stand for something else (see `POLICIES`).
-        for (label, port) in [("test/routes", 1), ("test/marks", 2)] {
-            endpoints += &endpoint(label, "tcp", ([192, 0, 2, 1], port).into());
-        }
+        // Nobody is there: the label stands for something else (see `POLICIES`).
+        endpoints += &endpoint("test/routes", "tcp", ([192, 0, 2, 1], 1).into());
         place.write("etc/agents.toml", AGENTS)?;
         place.write("etc/secrets.toml", SECRETS)?;
         place.write("etc/unix.toml", UNIX)?;
