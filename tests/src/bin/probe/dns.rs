@@ -15,7 +15,7 @@ use crate::{Attempt, number};
 /// Longer than the daemon takes to give up.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// For answers that are not to come.
-const SHORT: Duration = Duration::from_millis(500);
+const SHORT: Duration = Duration::from_secs(5);
 
 pub(super) fn attempt(words: &[&str]) -> Option<Attempt> {
     Some(match *words {
