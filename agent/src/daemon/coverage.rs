@@ -264,7 +264,10 @@ fn not_covered() -> Vec<CoverageView> {
         none("sockets connected elsewhere", "a connected socket passed in by an unmarked process may send"),
         none("secrets read by other ways", "descriptors passed in, memory of other processes, raw disks"),
         none("kernel files below /sys", "a root agent can write them: kernel/uevent_helper, debugfs, the cgroup tree"),
-        none("the daemon itself", "a root agent can kill the daemon, and then nothing is enforced"),
+        none(
+            "the daemon itself",
+            "a root agent can kill it and remove what it pinned; killing it alone ends nothing that is pinned",
+        ),
     ]
 }
 
