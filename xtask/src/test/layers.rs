@@ -20,7 +20,7 @@ const HOST_LIMIT: Duration = Duration::from_secs(15 * 60);
 
 /// How many times slower an emulated processor is, at most.
 const SLOWNESS: u32 = 15;
-const GUEST_LIMIT: Duration = Duration::from_secs(30 * 60);
+const GUEST_LIMIT: Duration = Duration::from_secs(60 * 60);
 
 /// What the suite needs, itself included.
 const PROGRAMS: [&str; 4] = ["writ-tests", "writ-probe", "writd", "writ"];
