@@ -27,16 +27,17 @@ pub(crate) fn left_behind() -> Vec<String> {
 /// A directory tree of one daemon.
 #[derive(Debug)]
 pub(crate) struct Place {
-    directory: tempfile::TempDir,
-    /// A BPF file system of its own, for daemons that pin: what is pinned there goes with it at the latest.
+    /// A BPF file system of its own, for daemons that pin: what is pinned there goes with it at the latest. Before the directory,
+    /// which cannot be removed while something is mounted below it.
     bpffs: Option<BpfFs>,
+    directory: tempfile::TempDir,
 }
 
 impl Place {
     pub(crate) fn new() -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("writ-test-").tempdir()?;
         set_mode(directory.path(), 0o755)?;
-        let place = Self { directory, bpffs: None };
+        let place = Self { bpffs: None, directory };
         for name in ["etc/policies", "run", "state", "home"] {
             std::fs::create_dir_all(place.path(name))?;
         }
