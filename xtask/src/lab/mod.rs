@@ -7,4 +7,4 @@ mod initramfs;
 pub(crate) mod kernel;
 mod log;
 pub(crate) mod machine;
-mod modules;
+pub(crate) mod modules;

@@ -36,6 +36,14 @@ pub(crate) fn add(archive: &mut Initramfs<BufWriter<File>>, kernel: &Kernel, nam
     Ok(())
 }
 
+/// Whether the kernel comes with the module, which may be a part of its image.
+pub(crate) fn offers(kernel: &Kernel, name: &str) -> Result<bool> {
+    let directory = kernel.modules()?;
+    let listed = |file: &str| std::fs::read_to_string(directory.join(file)).unwrap_or_default();
+    let paths = listed("modules.dep") + &listed("modules.builtin");
+    Ok(paths.lines().any(|line| is_module(line.split(':').next().unwrap_or(line), name)))
+}
+
 /// The paths of a module and of all that it needs, what is needed first, by the kernel's `modules.dep`.
 fn load_order<'a>(dependencies: &'a str, name: &str) -> Option<Vec<&'a str>> {
     let mut lines = dependencies.lines().filter_map(|line| line.split_once(':'));

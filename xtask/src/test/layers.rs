@@ -12,6 +12,7 @@ use crate::command::{command, exists, progress, run};
 use crate::lab::guest::Guest;
 use crate::lab::kernel::Kernel;
 use crate::lab::machine::{LSM, Machine, Verdict};
+use crate::lab::modules;
 use crate::{repo, setup, stream, vm};
 
 /// Compilation included.
@@ -30,6 +31,26 @@ const PROGRAMS: [&str; 4] = ["writ-tests", "writ-probe", "writd", "writ"];
 /// `lsm=` runs these where the host has run the whole reduced tier.
 const BY_TIER: &str = "input::,kinds::,listen::,secrets::,reload::entry_taken_out,reload::read_verdicts,net::tcp4,net::udp4,\
                        lineage::no_unmarked_child";
+
+/// Modules that a host loads by itself when somebody asks for what they do: the listing of sockets, kinds of sockets and
+/// devices, translation of addresses.
+const MODULES: [&str; 12] = [
+    "tcp_diag",
+    "udp_diag",
+    "tun",
+    "sctp",
+    "dccp_ipv4",
+    "vsock_loopback",
+    "algif_hash",
+    "xfrm_user",
+    "nf_tables",
+    "nft_chain_nat",
+    "nft_nat",
+    "nft_redir",
+];
+
+/// Programs of others that tests run where they find them.
+const FOREIGN_PROGRAMS: [&str; 2] = ["/usr/bin/getent", "/usr/bin/curl"];
 
 /// Where their copies for guests are, in the lab.
 const STRIPPED: &str = "binaries";
@@ -119,8 +140,9 @@ impl Plan {
             Tier::Reduced => without_bpf(LSM),
         };
         let log = format!("{}-{tier}", kernel.name);
+        let modules = modules_of(&kernel)?;
         let machine = Machine { lsm, limit: GUEST_LIMIT, name: log, live: false, ..Machine::new(kernel) };
-        let ending = machine.run(&self.in_guest(tier)?)?;
+        let ending = machine.run(&Guest { modules, ..self.in_guest(tier) })?;
         println!("\nprivileged suite on kernel {name}\n{}", ending.output.trim_end());
         vm::report(&machine, &ending);
         let mut layer = Layer::of_suite(&name, &ending.output, ending.duration);
@@ -130,21 +152,21 @@ impl Plan {
         Ok(self.judged(layer))
     }
 
-    fn in_guest(&self, tier: Tier) -> Result<Guest> {
+    fn in_guest(&self, tier: Tier) -> Guest {
         let binaries = repo::lab().join(STRIPPED);
         let suite = binaries.join("writ-tests").to_string_lossy().into_owned();
-        let files = [binaries.clone(), repo::at("policies")];
+        let foreign = FOREIGN_PROGRAMS.map(PathBuf::from);
+        let files = [binaries.clone(), repo::at("policies")].into_iter().chain(foreign);
         let only = self.part(tier).map_or_else(Vec::new, |part| vec!["--only".to_owned(), part.to_owned()]);
-        Ok(Guest {
+        Guest {
             command: [vec![suite], self.arguments(tier), only].concat(),
             environment: vec![
                 ("WRIT_BIN_DIR".to_owned(), binaries.to_string_lossy().into_owned()),
                 ("WRIT_TEST_SLOW".to_owned(), SLOWNESS.to_string()),
             ],
-            files: files.into_iter().filter(|path| path.exists()).collect(),
-            // For the listing of sockets, which a host loads by itself.
-            modules: ["tcp_diag", "udp_diag"].map(str::to_owned).to_vec(),
-        })
+            files: files.filter(|path| path.exists()).collect(),
+            ..Guest::default()
+        }
     }
 
     /// The tests that a guest of this tier runs, if not all: the host runs the rest of the reduced tier.
@@ -174,6 +196,17 @@ impl Plan {
         }
         layer
     }
+}
+
+/// Those of [`MODULES`] that the kernel comes with.
+fn modules_of(kernel: &Kernel) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for name in MODULES {
+        if modules::offers(kernel, name)? {
+            names.push(name.to_owned());
+        }
+    }
+    Ok(names)
 }
 
 fn strip(from: &Path, to: &Path) -> Result<()> {

@@ -43,49 +43,46 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let guests = if options.host_only { Vec::new() } else { guests(&options.kernels)? };
     build::run(&build::Options { ebpf_only: true, ..build::Options::default() })?;
     let plan = Plan::new(options.filter.clone(), (!options.vm_only).then_some(options.host_tier))?;
-    let layers = at_once(jobs(&plan, options, guests)?)?;
+    let mut layers = if options.vm_only { Vec::new() } else { on_host(&plan, options.host_tier)? };
+    if !guests.is_empty() {
+        plan.strip()?;
+    }
+    // Each guest is emulated on one processor.
+    let workers = thread::available_parallelism().map_or(1, usize::from);
+    layers.extend(at_once(workers, guests.into_iter().map(|guest| job(&plan, guest)).collect())?);
     print!("{}", table::render(&layers));
     let good = layers.iter().all(Layer::is_good);
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Layers that run one after the other, beside other jobs.
-type Job<'a> = Box<dyn FnOnce() -> Result<Vec<Layer>> + Send + 'a>;
-
-fn jobs<'a>(plan: &'a Plan, options: &Options, guests: Vec<GuestPlan>) -> Result<Vec<Job<'a>>> {
-    let mut jobs: Vec<Job<'a>> = Vec::new();
-    let tier = options.host_tier;
-    if !options.vm_only {
-        jobs.push(Box::new(move || Ok(vec![plan.units()?, plan.on_host(tier)?])));
-    }
-    if !guests.is_empty() {
-        plan.strip()?;
-    }
-    for guest in guests {
-        jobs.push(Box::new(move || Ok(vec![guest.run(plan)?])));
-    }
-    Ok(jobs)
+/// Units and the privileged suite on this host, with nothing beside them: what they time is not another layer's load.
+fn on_host(plan: &Plan, tier: Tier) -> Result<Vec<Layer>> {
+    Ok(vec![plan.units()?, plan.on_host(tier)?])
 }
 
-/// Runs the jobs, one more at a time than there are processors: a guest is emulated on one, and each of them waits a part
-/// of its time for a deadline. The layers come back in the order of the jobs.
-fn at_once(jobs: Vec<Job<'_>>) -> Result<Vec<Layer>> {
+type Job<'a> = Box<dyn FnOnce() -> Result<Layer> + Send + 'a>;
+
+fn job(plan: &Plan, guest: GuestPlan) -> Job<'_> {
+    Box::new(move || guest.run(plan))
+}
+
+/// The layers come back in the order of the jobs.
+fn at_once(workers: usize, jobs: Vec<Job<'_>>) -> Result<Vec<Layer>> {
     let waiting = Mutex::new(jobs.into_iter().enumerate());
     let done = Mutex::new(BTreeMap::new());
     let work = || -> Result<()> {
         // Taken in a statement of its own, so that the lock is not held while the job runs.
         while let Some((number, job)) = { waiting.lock().unwrap_or_else(PoisonError::into_inner).next() } {
-            let layers = job()?;
-            done.lock().unwrap_or_else(PoisonError::into_inner).insert(number, layers);
+            let layer = job()?;
+            done.lock().unwrap_or_else(PoisonError::into_inner).insert(number, layer);
         }
         Ok(())
     };
-    let workers = thread::available_parallelism().map_or(1, usize::from) + 1;
     thread::scope(|scope| {
         let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
         workers.into_iter().try_for_each(|worker| worker.join().map_err(|_| anyhow!("a test thread panicked"))?)
     })?;
-    Ok(done.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().flatten().collect())
+    Ok(done.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().collect())
 }
 
 /// A virtual machine to test in.
@@ -148,21 +145,21 @@ mod tests {
         let mut jobs: Vec<Job<'_>> = Vec::new();
         for name in names {
             let done = done.clone();
-            jobs.push(Box::new(move || done.send(()).map(|()| vec![layer(name)]).map_err(Into::into)));
+            jobs.push(Box::new(move || done.send(()).map(|()| layer(name)).map_err(Into::into)));
         }
         // The first ends after all others.
         jobs[0] = Box::new(move || {
             wait.iter().take(names.len() - 1).count();
-            Ok(vec![layer("slow")])
+            Ok(layer("slow"))
         });
-        let layers = at_once(jobs).unwrap();
+        let layers = at_once(2, jobs).unwrap();
         assert_eq!(layers.iter().map(|layer| layer.name.as_str()).collect::<Vec<_>>(), names);
     }
 
     #[test]
     fn a_job_that_cannot_run_fails_the_whole() {
         let failed: Job<'_> = Box::new(|| Err(anyhow!("no such thing")));
-        assert!(at_once(vec![Box::new(|| Ok(Vec::new())), failed]).is_err());
+        assert!(at_once(1, vec![failed]).is_err());
     }
 
     #[test]
