@@ -8,12 +8,12 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::foreign::receive;
+use crate::harness::meeting::Meeting;
 use crate::harness::options::Options;
 use crate::harness::record::Record;
 use crate::harness::run::run;
 use crate::harness::server::{expect_silence, expect_text};
-use crate::harness::wait::until;
+use crate::harness::wait::{slowness, until};
 use crate::harness::world::{Lab, MORE, OPEN, World};
 use crate::{Test, on_every_tier};
 
@@ -154,14 +154,11 @@ fn hundred(lab: &Lab) -> Result<()> {
 fn drained(lab: &Lab) -> Result<()> {
     let world = lab.shared()?;
     world.open.arrived()?;
-    let directory = tempfile::tempdir()?;
-    let path = directory.path().join("socket");
-    let listener = std::os::unix::net::UnixListener::bind(&path)?;
-    let path = path.to_string_lossy();
+    let meeting = Meeting::new(&world)?;
     let mut session = world.task().connect(OPEN).session()?;
     let task = session.task()?;
-    session.tell(&["give-connected", &path, &world.open.tcp()?])?;
-    let mut held = TcpStream::from(receive(&listener.accept()?.0)?);
+    session.tell(&["give-connected", &meeting.path(), &world.open.tcp()?])?;
+    let mut held = TcpStream::from(meeting.take()?);
     session.answer()?;
     session.close()?;
     world.event(&task, "task_ended")?;
@@ -329,7 +326,9 @@ fn reloads(lab: &Lab) -> Result<()> {
         })?;
         session.expect(&["live-tcp", &tcp, "1"], &["ok"])?;
     }
-    ensure!(world.daemon.counter("upcalls")? == asked, "something that was decided was asked again");
+    // Carrying over has a budget of processor time, which an emulated processor spends on its first verdict.
+    let again = world.daemon.counter("upcalls")? - asked;
+    ensure!(again == 0 || slowness() > 1, "what was decided was asked {again} times again");
     ensure!(cuts(&world, &task)?.is_empty(), "a connection was cut");
     session.close()?;
     world.daemon.stop().map(drop)

@@ -1,22 +1,18 @@
 //! Sockets that change hands: what a task did not make itself, it cannot use.
 
-use std::io::{IoSlice, IoSliceMut};
 use std::net::{TcpStream, UdpSocket};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrStorage, connect,
-    recvmsg, sendmsg, socket,
-};
+use anyhow::{Result, ensure};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
 
 use crate::harness::machine::Tier;
+use crate::harness::meeting::Meeting;
 use crate::harness::run::{Ran, Session};
 use crate::harness::server::expect_silence;
 use crate::harness::skip;
-use crate::harness::wait::{bound, until};
+use crate::harness::wait::until;
 use crate::harness::world::{Lab, OPEN, World};
 use crate::{Test, on_every_tier};
 
@@ -77,28 +73,16 @@ fn connected_before(lab: &Lab) -> Result<()> {
     world.task().run(&["descriptors"])?.expect(&["0"])
 }
 
-/// Where a unix socket of a test can stand.
-fn meeting(world: &World, name: &str) -> Result<(String, UnixListener)> {
-    let path = world.daemon.place.path(name);
-    let listener = UnixListener::bind(&path)?;
-    Ok((path.to_string_lossy().into_owned(), listener))
-}
-
 fn passed(lab: &Lab) -> Result<()> {
     let world = lab.shared()?;
     world.open.arrived()?;
-    let (path, listener) = meeting(&world, "pass.sock")?;
+    let meeting = Meeting::new(&world)?;
     let address = world.open.tcp()?;
     let ran = std::thread::scope(|scope| -> Result<Ran> {
-        let client = scope.spawn(|| world.task().connect(OPEN).run(&["take-and-connect", &path, &address]));
-        let (unix, _) = listener.accept()?;
-        let fds = [tcp_socket()?];
-        let raw = fds.each_ref().map(AsRawFd::as_raw_fd);
-        let rights = [ControlMessage::ScmRights(&raw)];
-        sendmsg::<()>(unix.as_raw_fd(), &[IoSlice::new(b"x")], &rights, MsgFlags::empty(), None)?;
+        let client = scope.spawn(|| world.task().connect(OPEN).run(&["take-and-connect", &meeting.path(), &address]));
+        meeting.give(&tcp_socket()?)?;
         client.join().map_err(|_| anyhow::anyhow!("the client's thread died"))?
     })?;
-    std::fs::remove_file(path)?;
     if world.machine.tier == Tier::Full {
         return expect_not_taken(&world, &ran);
     }
@@ -142,43 +126,22 @@ fn passed_connected(lab: &Lab) -> Result<()> {
     let world = lab.shared()?;
     let stream = TcpStream::connect(world.open.tcp4.address()?)?;
     world.open.arrived()?;
-    let (path, listener) = meeting(&world, "pass.sock")?;
+    let meeting = Meeting::new(&world)?;
     let ran = std::thread::scope(|scope| -> Result<Ran> {
-        let client = scope.spawn(|| world.task().connect(OPEN).run(&["take-and-send", &path]));
-        let (unix, _) = listener.accept()?;
-        let raw = [stream.as_raw_fd()];
-        let rights = [ControlMessage::ScmRights(&raw)];
-        sendmsg::<()>(unix.as_raw_fd(), &[IoSlice::new(b"x")], &rights, MsgFlags::empty(), None)?;
+        let client = scope.spawn(|| world.task().connect(OPEN).run(&["take-and-send", &meeting.path()]));
+        meeting.give(&stream)?;
         client.join().map_err(|_| anyhow::anyhow!("the client's thread died"))?
     })?;
-    std::fs::remove_file(path)?;
     expect_not_taken(&world, &ran)
 }
 
 /// A socket of that kind, made by the session.
 fn socket_of(session: &mut Session, world: &World, kind: &str) -> Result<OwnedFd> {
-    let (path, listener) = meeting(world, "give.sock")?;
-    session.tell(&[kind, &path])?;
-    let (unix, _) = listener.accept()?;
-    let fd = receive(&unix)?;
+    let meeting = Meeting::new(world)?;
+    session.tell(&[kind, &meeting.path()])?;
+    let fd = meeting.take()?;
     ensure!(session.answer()? == ["ok"], "the socket was not given away");
-    std::fs::remove_file(path)?;
     Ok(fd)
-}
-
-/// The descriptor that comes over a unix socket.
-pub(crate) fn receive(unix: &UnixStream) -> Result<OwnedFd> {
-    unix.set_read_timeout(Some(bound(10)))?;
-    let mut byte = [0];
-    let mut slices = [IoSliceMut::new(&mut byte)];
-    let mut space = nix::cmsg_space!(RawFd);
-    let message = recvmsg::<()>(unix.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
-    let fds = message.cmsgs()?.find_map(|control| match control {
-        ControlMessageOwned::ScmRights(fds) => fds.first().copied(),
-        _ => None,
-    });
-    // SAFETY: the kernel has just put this descriptor into our table.
-    Ok(unsafe { OwnedFd::from_raw_fd(fds.context("no descriptor came")?) })
 }
 
 fn of_another_task(lab: &Lab) -> Result<()> {

@@ -84,6 +84,7 @@ fn all() -> Vec<Test> {
         doctor::tests(),
         reload::tests(),
         flows::own_tests(),
+        flood::own_tests(),
         names::own_tests(),
         stopped::tests(),
         outlive::tests(),
@@ -211,7 +212,11 @@ fn trial(test: Test, lab: &Arc<Lab>, notes: &Arc<Mutex<Notes>>) -> Trial {
                     notes.skips.push(format!("{} ({reason})", test.name));
                     Ok(Completion::ignored_with(reason))
                 }
-                None => Err(Failed::from(format!("{error:#}"))),
+                None => {
+                    // Said at once, since a run that is ended from outside prints no list of failures.
+                    println!("{}: {error:#}", test.name);
+                    Err(Failed::from(format!("{error:#}")))
+                }
             },
         }
     })

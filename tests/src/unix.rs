@@ -1,5 +1,7 @@
 //! Unix sockets: decided by who listens, whatever name the caller gives.
 
+mod own;
+
 use std::io::Read;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
@@ -8,10 +10,10 @@ use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, unshare};
 use serde_json::Value;
 
+pub(crate) use self::own::own_tests;
 use crate::Test;
 use crate::harness::ear::Ear;
 use crate::harness::machine::Tier;
-use crate::harness::options::{Options, UNIX};
 use crate::harness::record::Record;
 use crate::harness::run::Ran;
 use crate::harness::skip;
@@ -53,10 +55,6 @@ pub(crate) fn tests() -> Vec<Test> {
         ("unix::libc_goes_on_without_its_daemons", libc_daemons),
         ("unix::labels_can_be_granted", labels),
     ])
-}
-
-pub(crate) fn own_tests() -> Vec<Test> {
-    on_full_tier([("unix::catalogue_is_reloaded", reloaded), ("unix::flood_of_names", flood)])
 }
 
 fn path(world: &World, name: &str) -> String {
@@ -417,38 +415,5 @@ fn labels(lab: &Lab) -> Result<()> {
     }
     let ran = world.task().connect("net/unix/contaner").run(&["unix-socketpair", "stream"])?;
     ensure!(ran.stderr.contains("net/unix/container"), "no suggestion: {}", ran.stderr);
-    Ok(())
-}
-
-fn reloaded(lab: &Lab) -> Result<()> {
-    let world = lab.own(Options::default())?;
-    let ear = ear(&world, libc::SOCK_STREAM, "moved")?;
-    let mut session = world.task().connect(OPEN).session()?;
-    let action = ["unix", "stream", &ear.name];
-    session.expect(&action, &["errno EPERM"])?;
-    let more = format!("{UNIX}[[listener]]\nname = \"moved\"\nlabels = [\"{OPEN}\"]\npaths = [\"{}\"]\n", ear.name);
-    world.daemon.place.write("etc/unix.toml", &more)?;
-    until("the new label", 30, || Ok((session.ask(&action)? == ["ok"]).then_some(())))?;
-    world.daemon.place.write("etc/unix.toml", UNIX)?;
-    until("the old label", 30, || Ok((session.ask(&action)? == ["errno EPERM"]).then_some(())))
-}
-
-/// More names than the kernel remembers: they cost their own task alone.
-fn flood(lab: &Lab) -> Result<()> {
-    let world = lab.own(Options::default())?;
-    let ear = ear(&world, libc::SOCK_STREAM, "open-beside")?;
-    let before = world.daemon.status()?;
-    let mut flooding = world.task().session()?;
-    flooding.tell(&["unix-flood", "20000", "@writ-flood-"])?;
-    let mut beside = world.task().connect(OPEN).session()?;
-    for _ in 0..50 {
-        beside.expect(&["unix", "stream", &ear.name], &["ok"])?;
-        ensure!(ear.arrived() == 1, "nothing arrived");
-    }
-    let answer = until("the end of the flood", 120, || Ok(flooding.answer().ok()))?;
-    ensure!(answer == ["ok"], "the flood met {answer:?}");
-    let rss = |status: &Value| status.pointer("/memory_kib").and_then(Value::as_u64).context("no memory_kib");
-    let (before, after) = (rss(&before)?, rss(&world.daemon.status()?)?);
-    ensure!(after < before + 16 * 1024, "{before} KiB grew to {after} KiB");
     Ok(())
 }

@@ -4,6 +4,7 @@ pub(crate) mod daemon;
 pub(crate) mod dns;
 pub(crate) mod ear;
 pub(crate) mod machine;
+pub(crate) mod meeting;
 pub(crate) mod netns;
 pub(crate) mod options;
 pub(crate) mod pins;

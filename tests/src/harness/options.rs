@@ -107,7 +107,7 @@ pub(crate) const UNIX: &str = r#"
 [[listener]]
 name = "test-meeting"
 labels = ["test/open"]
-paths = ["/**/pass.sock", "/**/give.sock"]
+paths = ["/**/meeting.sock"]
 [[listener]]
 name = "test-open"
 labels = ["net/unix/test/open"]
