@@ -5,20 +5,22 @@
 //! held in a bounded `bpf_loop`; whatever goes wrong on that way denies, each with its own reason.
 
 mod packet;
+mod share;
 mod wait;
 
 use core::ffi::c_void;
 
 use agent_common::event::{Actor, Ask, HELD_AUDIT, HELD_REFUSED, HELD_WAITS, KIND_ASK, Object};
-use agent_common::maps::{CLASS_FACILITY, CLASS_UNIX, ConnectKey, Mark, RowKey, Settings, TaskState, Usage, Verdict};
+use agent_common::maps::{CLASS_FACILITY, CLASS_UNIX, ConnectKey, Mark, RowKey, Settings, TaskState, Verdict};
 use agent_common::{Action, Counter, DaemonLoss, Effect, Mode, Reason, Source, TaskStatus};
 use aya_ebpf::helpers::generated::{bpf_ktime_get_boot_ns, bpf_loop};
 
 pub use self::packet::{Flow, ask_ahead, decide_packet};
+use self::share::{leave_place, outstanding_of, take_place, too_many};
 pub use self::wait::wait_for;
 
 use crate::current;
-use crate::maps::{CONNECT, ROWS, SETTINGS, TASKS, TOTALS, UPCALLS, USAGE, count};
+use crate::maps::{CONNECT, ROWS, SETTINGS, TASKS, TOTALS, UPCALLS, USAGE, count, count_for};
 use crate::record::{self, Describe, Outcome, Who, structural, zeroed};
 
 /// Index into `TOTALS`: first contacts that wait, all tasks together.
@@ -240,7 +242,7 @@ fn settle<K: Key>(mark: &Mark, key: &mut K, what: &impl Describe, absent: Option
     let question = Question { who: &Caller(mark), key: &*key, what, generation, time };
     let mut outcome = match key.verdict() {
         Some(verdict) if verdict.once == 0 && verdict.not_after >= time => {
-            count(Counter::CacheHits);
+            count_for(mark.slot, Counter::CacheHits);
             by_verdict(&verdict, Source::Cache)
         }
         // It was asked for by `prepare`, for this very action.
@@ -276,24 +278,6 @@ pub fn generation_of(task: &TaskState) -> u32 {
     unsafe { core::ptr::read_volatile(&raw const task.generation) }
 }
 
-/// Counts a first contact in, and tells whether the task has had its share of this second. Threads that meet at the turn
-/// of a second may count for either, which gives a task a few more or less.
-#[inline(always)]
-fn too_many(slot: u32, time: u64) -> bool {
-    let (Some(settings), Some(usage)) = (SETTINGS.get(0), USAGE.get_ptr_mut(slot)) else { return true };
-    let second = time >> 30;
-    // SAFETY: fields of a live map value; whole words, which are not torn.
-    let counted = unsafe {
-        let (at, contacts) = (&raw mut (*usage).second, &raw mut (*usage).contacts);
-        if core::ptr::read_volatile(at) != second {
-            core::ptr::write_volatile(at, second);
-            core::ptr::write_volatile(contacts, 0);
-        }
-        add(contacts, 1)
-    };
-    counted >= i64::from(settings.max_contacts)
-}
-
 #[inline(always)]
 fn by_verdict(verdict: &Verdict, source: Source) -> Outcome {
     // What is not an allow with a known reason is a deny: nothing here is taken on trust.
@@ -318,13 +302,10 @@ fn first_contact<K: Key, W: Who, D: Describe>(
     if is_lost(settings, question.time) {
         return daemon_lost(task);
     }
-    // Holders keep their CPU: with all CPUs taken, a kernel that does not preempt could not run the daemon at all.
     let outstanding = outstanding_of(usage);
-    let before = (add(outstanding, 1), add(holders, 1));
-    let busy = before.0 >= i64::from(settings.max_outstanding) || before.1 >= i64::from(settings.max_holders);
+    let busy = take_place(settings, outstanding, holders);
     let outcome = if busy { refused_busy(question) } else { held(question, settings, mark, task) };
-    add(holders, -1);
-    add(outstanding, -1);
+    leave_place(outstanding, holders);
     outcome
 }
 
@@ -383,8 +364,7 @@ pub fn prepare<A: Awaited>(mark: &Mark, awaited: &A) {
         return;
     }
     let outstanding = outstanding_of(usage);
-    let before = (add(outstanding, 1), add(holders, 1));
-    let busy = before.0 >= i64::from(settings.max_outstanding) || before.1 >= i64::from(settings.max_holders);
+    let busy = take_place(settings, outstanding, holders);
     if busy {
         count(Counter::Busy);
     }
@@ -394,8 +374,7 @@ pub fn prepare<A: Awaited>(mark: &Mark, awaited: &A) {
         // SAFETY: as in `held`.
         unsafe { bpf_loop(MAX_TURNS, A::TURN as *mut c_void, (&raw mut hold).cast(), 0) };
     }
-    add(holders, -1);
-    add(outstanding, -1);
+    leave_place(outstanding, holders);
 }
 
 /// One turn of the hold of an [`Awaited`]: 1 ends it.
@@ -429,12 +408,10 @@ fn held<K: Key, W: Who, D: Describe>(
     }
     // Looked up again, since on 6.1 the verifier prunes away branches on what a callback left in its context.
     let time = now();
-    let mut outcome = match question.key.verdict() {
+    let mut outcome = match (over(task, mark.epoch, time), question.key.verdict()) {
         // A caller that was preempted may come back long after its task is over.
-        _ if over(task, mark.epoch, time).is_some() => {
-            structural(Effect::Deny, over(task, mark.epoch, time).unwrap_or(Reason::Ended))
-        }
-        Some(verdict) if verdict.not_after >= time => {
+        (Some(reason), _) => structural(Effect::Deny, reason),
+        (None, Some(verdict)) if verdict.not_after >= time => {
             if verdict.once != 0 {
                 question.key.forget();
             }
@@ -476,7 +453,7 @@ fn finish(mark: &Mark, action: Action, mode: u32, outcome: &mut Outcome, time: u
     if outcome.effect == Effect::Deny && mode == Mode::Audit.code() {
         outcome.effect = Effect::WouldDeny;
     }
-    record::decided(action, outcome, time, &Caller(mark), what);
+    record::decided(mark.slot, action, outcome, time, &Caller(mark), what);
     outcome.effect != Effect::Deny
 }
 
@@ -488,12 +465,6 @@ impl Who for Caller<'_> {
     fn describe(&self, actor: &mut Actor) {
         current::describe(self.0, actor);
     }
-}
-
-#[inline(always)]
-fn outstanding_of(usage: *mut Usage) -> *mut i64 {
-    // SAFETY: a projection inside the map value.
-    unsafe { &raw mut (*usage).outstanding }
 }
 
 /// Adds to a shared count and returns what it was before.

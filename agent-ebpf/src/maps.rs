@@ -4,7 +4,7 @@ use agent_common::Counter;
 use agent_common::maps::{
     Client, ClientKey, ConnectKey, FileKey, LEARNED_FILES, Learned, MAX_CLIENTS, MAX_CONNECT, MAX_PROCESSES,
     MAX_RESOLVERS, MAX_ROWS, MAX_SECRETS, MAX_TASKS, MAX_TRANSLATIONS, MAX_UNIX_ASKED, MAX_UNIX_NAMES, Mark, Resolver,
-    RowKey, Settings, SocketLabel, TaskState, UnixName, Usage, Verdict,
+    RowKey, SLOT_CANARY, Settings, SocketLabel, TaskState, UnixName, Usage, Verdict,
 };
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
@@ -157,6 +157,14 @@ impl SocketLabels {
         unsafe {
             aya_ebpf::helpers::generated::bpf_sk_storage_get(map, socket, value, flags).cast::<SocketLabel>().as_mut()
         }
+    }
+}
+
+/// As [`count`], but for the daemon's canary, which nobody wants to hear of.
+#[inline(always)]
+pub fn count_for(slot: u32, counter: Counter) {
+    if slot != SLOT_CANARY {
+        count(counter);
     }
 }
 

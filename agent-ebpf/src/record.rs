@@ -2,6 +2,7 @@
 //! never changes a verdict.
 
 use agent_common::event::{Actor, Decided, KIND_DECIDED, Object};
+use agent_common::maps::SLOT_CANARY;
 use agent_common::{Action, Counter, Effect, Reason, Source};
 use aya_ebpf::maps::ring_buf::RingBufEntry;
 
@@ -57,9 +58,12 @@ pub fn zeroed<T: bytemuck::Zeroable>(entry: &mut RingBufEntry<T>) -> &mut T {
     }
 }
 
-/// Records a decision and counts it.
+/// Records a decision and counts it. What the daemon's canary is refused every second is nobody's decision.
 #[inline(always)]
-pub fn decided(action: Action, outcome: &Outcome, time: u64, who: &impl Who, what: &impl Describe) {
+pub fn decided(slot: u32, action: Action, outcome: &Outcome, time: u64, who: &impl Who, what: &impl Describe) {
+    if slot == SLOT_CANARY {
+        return;
+    }
     count(match outcome.effect {
         Effect::Allow => Counter::Allowed,
         Effect::Deny => Counter::Denied,

@@ -17,7 +17,7 @@ use aya_ebpf::programs::{SkBuffContext, SockAddrContext};
 use bytemuck::Zeroable;
 
 use crate::decide::{self, Hold, Key};
-use crate::hooks::net::{Destination, destination};
+use crate::hooks::net::destination;
 use crate::maps::{DNS_CLIENTS, LABELS, RESOLVERS};
 use crate::ticket;
 
@@ -106,7 +106,7 @@ unsafe extern "C" fn namespace_turn(_turn: u32, hold: *mut c_void) -> i64 {
 /// Leads a question to the daemon's resolver. True if the call may go on.
 #[inline(always)]
 pub fn lead(ctx: &SockAddrContext, family: u8, mark: &Mark, label: &mut SocketLabel, key: &ConnectKey) -> bool {
-    let what = Destination(ConnectKey { action: Action::Resolve.code(), ..*key });
+    let what = ConnectKey { action: Action::Resolve.code(), ..*key };
     if !decide::admit(mark, Action::Resolve, &what) {
         return false;
     }
@@ -125,7 +125,7 @@ pub fn lead(ctx: &SockAddrContext, family: u8, mark: &Mark, label: &mut SocketLa
     }
     label.server = Server { address: key.address, port: key.port, family: key.family, pad: [0; 5] };
     let address = if key.family == FAMILY_V4 { [LOOPBACK_V4, 0, 0, 0] } else { [0, 0, 0, ONE] };
-    let mut led = ConnectKey { port, address: bytemuck::cast(address), ..what.0 };
+    let mut led = ConnectKey { port, address: bytemuck::cast(address), ..what };
     (led.slot, led.epoch, led.generation) = (mark.slot, mark.epoch, 1);
     ticket::write(label, &led, u64::MAX);
     write(ctx, family, &led);

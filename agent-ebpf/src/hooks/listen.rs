@@ -9,7 +9,7 @@ use bytemuck::Zeroable;
 
 use crate::current;
 use crate::decide::{self, Key as _, decide_flow};
-use crate::hooks::net::{self, Destination};
+use crate::hooks::net;
 use crate::hooks::socket::Maker;
 use crate::instance;
 use crate::maps::{LABELS, TASKS};
@@ -34,7 +34,7 @@ pub fn socket_listen(ctx: LsmContext) -> i32 {
     }
     let mut key = ConnectKey::zeroed();
     sock.bound(&mut key);
-    let what = Destination(key);
+    let what = key;
     let label = LABELS.get(sock.as_ptr()).filter(|label| label.slot == mark.slot && label.epoch == mark.epoch);
     let go_on = match label {
         None => decide::refuse(&mark, Action::Listen, Reason::ForeignSocket, &what),

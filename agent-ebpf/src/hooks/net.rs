@@ -3,7 +3,6 @@
 //! Attached at the root cgroup, since cgroup programs run for the cgroup of a socket's creator; decided on the caller's
 //! mark, and refused unless the socket carries the same task's label.
 
-use agent_common::event::Object;
 use agent_common::maps::{ConnectKey, FAMILY_V4, FAMILY_V6};
 use agent_common::{Action, Reason};
 use aya_ebpf::bindings::bpf_sock;
@@ -15,7 +14,6 @@ use crate::current;
 use crate::decide::{self, decide_flow};
 use crate::hooks::dns;
 use crate::maps::LABELS;
-use crate::record::Describe;
 use crate::ticket;
 
 const ALLOW: i32 = 1;
@@ -49,16 +47,6 @@ pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
     guard(&ctx, FAMILY_V6, 0)
 }
 
-/// Where a connection or a packet goes.
-pub struct Destination(pub ConnectKey);
-
-impl Describe for Destination {
-    #[inline(always)]
-    fn describe(&self, object: &mut Object) {
-        object.connect = self.0;
-    }
-}
-
 #[inline(always)]
 fn guard(ctx: &SockAddrContext, family: u8, source: u32) -> i32 {
     let Some(mark) = current::task_mark() else { return ALLOW };
@@ -67,7 +55,7 @@ fn guard(ctx: &SockAddrContext, family: u8, source: u32) -> i32 {
     // SAFETY: a field of the socket, whose type the verifier knows.
     let bound = unsafe { core::ptr::read_volatile(&raw const (*socket).src_ip4) };
     let mut key = destination(ctx, family, if source != 0 { source } else { bound });
-    let what = Destination(key);
+    let what = key;
     // SAFETY: as above.
     let protocol = unsafe { (*ctx.sock_addr).protocol };
     let label = LABELS.get(socket.cast()).filter(|label| label.slot == mark.slot && label.epoch == mark.epoch);

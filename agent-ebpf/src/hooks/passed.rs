@@ -12,7 +12,7 @@ use core::ffi::c_void;
 
 use crate::current;
 use crate::decide;
-use crate::hooks::net::{self, Destination};
+use crate::hooks::net;
 use crate::maps::LABELS;
 use crate::offsets::{self, member};
 use crate::sock::Sock;
@@ -55,7 +55,7 @@ fn guard(mark: &Mark, sock: Sock, action: Action, to: &ConnectKey) -> i32 {
         Standing::Foreign => Reason::ForeignSocket,
         Standing::Unsupported => Reason::UnsupportedPath,
     };
-    if decide::refuse(mark, action, reason, &Destination(*to)) { 0 } else { -EPERM }
+    if decide::refuse(mark, action, reason, to) { 0 } else { -EPERM }
 }
 
 /// `net/socket.c: __sys_connect_file`. Which address may be connected to is for `connect4` and `connect6`, which come later;
@@ -72,11 +72,7 @@ pub fn socket_connect(ctx: LsmContext) -> i32 {
     let mut to = ConnectKey::zeroed();
     let family = named(&mut to, sock, ctx.arg(1));
     if !matches!(family, AF_UNSPEC | AF_UNIX | AF_INET | AF_INET6 | AF_NETLINK) {
-        return if decide::refuse(&mark, Action::Connect, Reason::UnsupportedPath, &Destination(to)) {
-            0
-        } else {
-            -EPERM
-        };
+        return if decide::refuse(&mark, Action::Connect, Reason::UnsupportedPath, &to) { 0 } else { -EPERM };
     }
     guard(&mark, sock, Action::Connect, &to)
 }

@@ -20,7 +20,7 @@ use crate::hooks::dns;
 use crate::hooks::net;
 use crate::hooks::socket::Maker;
 use crate::instance;
-use crate::maps::{LABELS, TASKS, TRANSLATE_FROM, TRANSLATE_TO, count};
+use crate::maps::{LABELS, TASKS, TRANSLATE_FROM, TRANSLATE_TO, count, count_for};
 use crate::record::{self, Describe, Outcome, structural};
 use crate::ticket;
 
@@ -319,12 +319,12 @@ fn carry_out(ruling: Ruling, packet: &Packet, label: &mut SocketLabel, mode: u32
     };
     outcome.generation = packet.to.generation;
     if outcome.effect == Effect::Deny {
-        count(Counter::PacketsDropped);
+        count_for(label.slot, Counter::PacketsDropped);
     }
     if label.recorded & bit == 0 {
         label.recorded |= bit;
         let action = if packet.listens() { Action::Listen } else { Action::Send };
-        record::decided(action, &outcome, time, &Maker::of(label), packet);
+        record::decided(label.slot, action, &outcome, time, &Maker::of(label), packet);
     }
     if outcome.effect == Effect::Deny { DENY } else { ALLOW }
 }

@@ -17,7 +17,7 @@ use super::canary::{Canary, Outcomes};
 use super::protect::chain;
 use super::snapshot::{Known, Snapshot};
 use super::threads::now;
-use crate::domain::{AgentFacts, IntentFacts, LabelSet, Protocol, TaskFacts, TaskId};
+use crate::domain::{Protocol, TaskFacts, TaskId};
 use crate::kernel::{MapError, Maps};
 use crate::policy::Prepared;
 
@@ -28,19 +28,7 @@ const EPOCH: u32 = 1;
 const LIFE: u64 = 60_000_000_000;
 
 fn facts() -> TaskFacts {
-    TaskFacts {
-        id: TaskId::from_text("t-canary"),
-        agent: AgentFacts { id: "writ-canary".into(), groups: Vec::new(), owner: None },
-        intent: IntentFacts { id: "writ-canary".into(), parents: Vec::new() },
-        goal: None,
-        on_behalf_of: None,
-        parent: None,
-        assurance: 0,
-        may_read: LabelSet::new(),
-        may_connect: LabelSet::new(),
-        touched: LabelSet::new(),
-        expires_at: now().millis().saturating_add(60_000),
-    }
+    TaskFacts::without_grants(TaskId::from_text("t-canary"), "writ-canary", now().millis().saturating_add(60_000))
 }
 
 fn state(status: TaskStatus, generation: u32) -> TaskState {

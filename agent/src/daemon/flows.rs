@@ -18,7 +18,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use agent_common::maps::{ConnectKey, SLOT_DAEMON, SocketLabel};
+use agent_common::maps::{ConnectKey, SLOT_CANARY, SLOT_DAEMON, SocketLabel};
 use agent_common::{Action, TaskStatus};
 use tokio::sync::mpsc;
 
@@ -34,7 +34,6 @@ use crate::flow::{Diag, DiagError, Flow};
 use crate::kernel::Maps;
 use crate::policy::Class;
 use crate::process::{held_sockets, net_namespaces};
-use agent_common::maps::SLOT_CANARY;
 
 /// A look was ordered since some task is over.
 const OVER: u8 = 1;

@@ -50,9 +50,6 @@ impl Daemon {
         let (Some(action), Some(effect), Some(reason), Some(source)) = codes else {
             return self.lost(Cause::Undecodable, 1);
         };
-        if decided.actor.slot == SLOT_CANARY {
-            return self.discount(decided.time, effect, source);
-        }
         let shadow =
             self.shared.details.get(decided.detail).and_then(|detail| detail.shadow.as_ref().map(|s| s.effect));
         self.decision(&Note {
@@ -73,24 +70,6 @@ impl Daemon {
             latency: decided.latency,
             resource: None,
         });
-    }
-
-    /// The kernel counts what the canary is refused like anything else, and nobody wants to know.
-    fn discount(&mut self, time: u64, effect: Effect, source: Source) {
-        if time < self.watch.began {
-            return;
-        }
-        let decision = match effect {
-            Effect::Allow => Counter::Allowed,
-            Effect::Deny => Counter::Denied,
-            Effect::WouldDeny => Counter::WouldDenied,
-        };
-        *self.baseline.entry(decision).or_default() += 1;
-        match source {
-            Source::Cache => *self.baseline.entry(Counter::CacheHits).or_default() += 1,
-            Source::Upcall => *self.baseline.entry(Counter::Upcalls).or_default() += 1,
-            Source::Structural | Source::After => {}
-        }
     }
 
     /// A decision that the kernel has neither recorded nor counted.

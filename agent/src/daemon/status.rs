@@ -55,7 +55,7 @@ impl Daemon {
         self.rates.update(Instant::now(), decisions, denies);
     }
 
-    /// A kernel counter without the canary's part, with what was decided out here.
+    /// A kernel counter since this daemon's start, with what was decided out here.
     fn counter(&self, counter: Counter) -> u64 {
         let noted = match counter {
             Counter::Allowed => self.noted.get(&Effect::Allow),
@@ -63,10 +63,7 @@ impl Daemon {
             Counter::WouldDenied => self.noted.get(&Effect::WouldDeny),
             _ => None,
         };
-        let mut before = self.baseline.get(&counter).copied().unwrap_or(0);
-        if counter == Counter::PacketsDropped {
-            before += self.watch.counts.dropped.load(std::sync::atomic::Ordering::Relaxed);
-        }
+        let before = self.baseline.get(&counter).copied().unwrap_or(0);
         self.maps.counter(counter).saturating_sub(before).saturating_add(noted.copied().unwrap_or(0))
     }
 

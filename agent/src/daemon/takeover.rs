@@ -17,7 +17,7 @@ use super::snapshot::Snapshot;
 use super::state::{Daemon, add_task};
 use super::threads::now;
 use crate::domain::clock::boot_now_ns;
-use crate::domain::{AgentFacts, IntentFacts, LabelSet, TaskFacts, TaskId};
+use crate::domain::{TaskFacts, TaskId};
 use crate::kernel::{Maps, Ring};
 use crate::process::is_process;
 use crate::record::{Cause, DaemonAdopted, Event, TaskOver, TaskRef};
@@ -146,19 +146,8 @@ fn adopt(slot: u32, state: &TaskState, alive: bool, kept: Option<Kept>) -> Optio
 /// A task of which nothing is known but what the kernel holds: its processes may live on, so its slot is not free.
 fn unknown(slot: u32, state: &TaskState, status: TaskStatus) -> Task {
     let at = now();
-    let facts = TaskFacts {
-        id: TaskId::from_text(&format!("t-unknown-{slot}-{}", state.epoch)),
-        agent: AgentFacts { id: "unknown".into(), groups: Vec::new(), owner: None },
-        intent: IntentFacts { id: "unknown".into(), parents: Vec::new() },
-        goal: None,
-        on_behalf_of: None,
-        parent: None,
-        assurance: 0,
-        may_read: LabelSet::new(),
-        may_connect: LabelSet::new(),
-        touched: LabelSet::new(),
-        expires_at: at.millis(),
-    };
+    let id = TaskId::from_text(&format!("t-unknown-{slot}-{}", state.epoch));
+    let facts = TaskFacts::without_grants(id, "unknown", at.millis());
     Task {
         facts: Arc::new(facts),
         argv: Arc::from([]),
@@ -315,7 +304,6 @@ fn count(decisions: &mut BTreeMap<String, u64>, event: &KernelEvent, seen: u64) 
     let what = (Effect::from_code(decided.effect), Reason::from_code(decided.reason));
     if let (Some(effect), Some(reason)) = what
         && decided.time > seen
-        && decided.actor.slot != SLOT_CANARY
     {
         *decisions.entry(format!("{} {}", effect.as_str(), reason.as_str())).or_default() += 1;
     }

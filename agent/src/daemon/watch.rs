@@ -48,8 +48,6 @@ pub(super) struct Counts {
     pub(super) last: AtomicU64,
     /// How long it took, microseconds.
     pub(super) took: AtomicU64,
-    /// Packets of the canary's that were dropped.
-    pub(super) dropped: AtomicU64,
 }
 
 /// The main loop's side.
@@ -57,8 +55,6 @@ pub(super) struct Watch {
     pub(super) rounds: mpsc::Receiver<Round>,
     pub(super) asks: Sender<Asker>,
     pub(super) counts: Arc<Counts>,
-    /// Boot clock, nanoseconds: what the canary did before was not counted from the start.
-    pub(super) began: u64,
 }
 
 /// Starts the thread.
@@ -69,13 +65,12 @@ pub(super) fn start(stage: Stage, proven: Outcomes, stop: Arc<AtomicBool>) -> io
     let (send, rounds) = mpsc::channel(ROUNDS);
     let (asks, asked) = channel();
     let counts = Arc::new(Counts::default());
-    let began = boot_now_ns();
-    counts.last.store(began, Ordering::Relaxed);
+    counts.last.store(boot_now_ns(), Ordering::Relaxed);
     let every_second = stage.attempts().iter().copied().filter(|attempt| attempt.is_cheap()).collect();
     let watcher =
         Watcher { stage, every_second, told: proven.clone(), known: proven, send, counts: Arc::clone(&counts) };
     let thread = thread::Builder::new().name("canary".into()).spawn(move || watcher.run(&asked, &stop))?;
-    Ok((Watch { rounds, asks, counts, began }, thread))
+    Ok((Watch { rounds, asks, counts }, thread))
 }
 
 struct Watcher {
@@ -113,8 +108,6 @@ impl Watcher {
         };
         match self.stage.run(&attempts, limit) {
             Ok(outcomes) => {
-                let dropped = outcomes.get(&Attempt::Egress) == Some(&Outcome::Refused);
-                self.counts.dropped.fetch_add(u64::from(dropped), Ordering::Relaxed);
                 self.known.extend(outcomes);
             }
             Err(error) => {

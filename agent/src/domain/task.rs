@@ -104,6 +104,23 @@ pub struct TaskFacts {
 }
 
 impl TaskFacts {
+    /// A task that nobody has granted anything, of an agent and an intent that are in no registry.
+    pub fn without_grants(id: TaskId, name: &str, expires_at: UnixMillis) -> Self {
+        Self {
+            id,
+            agent: AgentFacts { id: name.into(), groups: Vec::new(), owner: None },
+            intent: IntentFacts { id: name.into(), parents: Vec::new() },
+            goal: None,
+            on_behalf_of: None,
+            parent: None,
+            assurance: 0,
+            may_read: LabelSet::new(),
+            may_connect: LabelSet::new(),
+            touched: LabelSet::new(),
+            expires_at,
+        }
+    }
+
     /// This task, its parent, and so on up to the root.
     pub fn chain(&self) -> impl Iterator<Item = &TaskFacts> {
         std::iter::successors(Some(self), |task| task.parent.as_deref())
