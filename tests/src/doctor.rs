@@ -16,7 +16,7 @@ use crate::harness::world::{Lab, OPEN, World};
 use crate::{Test, on_every_tier};
 
 /// What is enforced on every tier.
-const EVERYWHERE: [&str; 9] = [
+const EVERYWHERE: [&str; 11] = [
     "connect tcp4",
     "connect tcp6",
     "datagram udp4",
@@ -26,9 +26,11 @@ const EVERYWHERE: [&str; 9] = [
     "process lineage",
     "secret open",
     "kernel settings",
+    "names",
+    "fork beyond the limit",
 ];
 /// What the full tier enforces beside.
-const FULL: [&str; 10] = [
+const FULL: [&str; 11] = [
     "other socket families",
     "netlink",
     "io_uring",
@@ -38,6 +40,7 @@ const FULL: [&str; 10] = [
     "user namespaces",
     "capabilities",
     "tun and tap devices",
+    "sockets made elsewhere",
     "listening",
 ];
 

@@ -35,13 +35,17 @@ pub(super) enum Attempt {
     IoUring,
     Userfaultfd,
     UserNamespace,
+    /// A datagram by a socket that was connected before there was a mark.
+    ForeignSocket,
+    /// A question for a name, to a server that is none.
+    Name,
     /// A datagram from a socket that was connected before its task ended.
     Egress,
 }
 
 impl Attempt {
     /// In the order of trying: what may change the one who tries comes last.
-    pub(super) const ALL: [Self; 18] = [
+    pub(super) const ALL: [Self; 20] = [
         Self::Tcp4,
         Self::Tcp6,
         Self::Udp4,
@@ -59,6 +63,8 @@ impl Attempt {
         Self::IoUring,
         Self::Userfaultfd,
         Self::UserNamespace,
+        Self::ForeignSocket,
+        Self::Name,
         Self::Egress,
     ];
 
@@ -82,6 +88,8 @@ impl Attempt {
             Self::IoUring => "io_uring",
             Self::Userfaultfd => "userfaultfd",
             Self::UserNamespace => "user_namespace",
+            Self::ForeignSocket => "foreign_socket",
+            Self::Name => "name",
             Self::Egress => "egress",
         }
     }
@@ -103,12 +111,13 @@ impl Attempt {
                 | Self::IoUring
                 | Self::Userfaultfd
                 | Self::UserNamespace
+                | Self::ForeignSocket
         )
     }
 
-    /// What can be tried every second: all that needs no new process.
+    /// What can be tried every second: all that needs neither a new process nor another thread's answer.
     pub(super) const fn is_cheap(self) -> bool {
-        !matches!(self, Self::Forked)
+        !matches!(self, Self::Forked | Self::Name)
     }
 }
 
@@ -235,8 +244,8 @@ fn at<T>(path: &Path, bind: fn(&Path) -> io::Result<T>, set_nonblocking: fn(&T, 
 }
 
 impl Addresses {
-    /// Carries out one attempt, but for those of [`Attempt::Forked`] and [`Attempt::Egress`], which take more than one process
-    /// or moment.
+    /// Carries out one attempt, but for those of [`Attempt::Forked`], [`Attempt::ForeignSocket`] and [`Attempt::Egress`], which
+    /// take more than one process or moment.
     pub(super) fn try_one(&self, attempt: Attempt) -> io::Result<()> {
         match attempt {
             Attempt::Tcp4 | Attempt::Forked => connect(self.tcp4),
@@ -258,7 +267,8 @@ impl Addresses {
             Attempt::IoUring => io_uring(),
             Attempt::Userfaultfd => userfaultfd(),
             Attempt::UserNamespace => Ok(unshare(CloneFlags::CLONE_NEWUSER)?),
-            Attempt::Egress => Ok(()),
+            Attempt::Name => ask_for_a_name(),
+            Attempt::ForeignSocket | Attempt::Egress => Ok(()),
         }
     }
 
@@ -267,6 +277,8 @@ impl Addresses {
         match attempt {
             Attempt::UserNamespace => user_namespaces(),
             Attempt::Listen => TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map(drop),
+            Attempt::ForeignSocket => self.flow()?.send(b"canary").map(drop),
+            Attempt::Name => to_a_name_server().map(drop),
             other => self.try_one(other),
         }
     }
@@ -305,6 +317,32 @@ pub(super) fn connect(to: Option<SocketAddr>) -> io::Result<()> {
 fn send(to: Option<SocketAddr>) -> io::Result<()> {
     let to = to.ok_or(io::ErrorKind::AddrNotAvailable)?;
     unconnected(to)?.send_to(b"canary", to).map(drop)
+}
+
+/// Where nobody answers questions but the daemon's resolver, to which those of marked processes are led.
+const NO_NAME_SERVER: (Ipv4Addr, u16) = (Ipv4Addr::new(127, 53, 53, 53), 53);
+/// How long the resolver may take, which answers by itself.
+const ANSWER: Duration = Duration::from_millis(1500);
+/// RFC 1035, section 4.1: a question for the addresses of `canary.invalid`, a name that there cannot be (RFC 6761).
+const QUESTION: &[u8] = b"\x77\x72\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x06canary\x07invalid\x00\x00\x01\x00\x01";
+/// The response code of an answer that is refused.
+const REFUSED: u8 = 5;
+
+fn to_a_name_server() -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    socket.connect(NO_NAME_SERVER)?;
+    Ok(socket)
+}
+
+/// The resolver's refusal counts as that of the system call.
+fn ask_for_a_name() -> io::Result<()> {
+    let socket = to_a_name_server()?;
+    socket.set_read_timeout(Some(ANSWER))?;
+    socket.send(QUESTION)?;
+    let mut answer = [0; 512];
+    let length = socket.recv(&mut answer)?;
+    let code = answer.get(..length).and_then(|answer| answer.get(3)).map(|flags| flags & 0x0f);
+    if code == Some(REFUSED) { Err(Errno::EPERM.into()) } else { Ok(()) }
 }
 
 fn unconnected(to: SocketAddr) -> io::Result<UdpSocket> {
@@ -390,9 +428,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let targets = Targets::new(directory.path()).unwrap();
         let addresses = targets.addresses();
-        for attempt in [Attempt::Tcp4, Attempt::Udp4, Attempt::Secret] {
+        for attempt in [Attempt::Tcp4, Attempt::Udp4, Attempt::Secret, Attempt::ForeignSocket, Attempt::Name] {
             assert!(addresses.available(attempt).is_ok(), "{attempt:?}");
         }
+        assert!(ask_for_a_name().is_err_and(|error| error.raw_os_error() != Some(libc::EPERM)), "nobody answers there");
         assert!(addresses.flow().is_ok());
         targets.drain();
         drop(targets);

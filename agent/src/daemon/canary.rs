@@ -19,6 +19,10 @@ use super::attempt::{Addresses, Attempt, Outcome, connect};
 
 /// The word for a datagram on the socket whose datagrams are to be dropped later.
 const FLOW: &str = "flow";
+/// What the child says once it has what it is to have from before its mark.
+const READY: &str = "ready";
+/// How long a program may take to start.
+const START: Duration = Duration::from_secs(10);
 /// Longest answer that a child gives.
 const MAX_LINE: usize = 4096;
 
@@ -35,7 +39,8 @@ pub(super) struct Canary {
 }
 
 impl Canary {
-    /// Tries everything from here, then starts the child, which does nothing before [`Canary::run`].
+    /// Tries everything from here, then starts the child, which connects one socket and does nothing more before
+    /// [`Canary::run`].
     pub(super) fn start(addresses: &Addresses, attempts: &[Attempt]) -> io::Result<Self> {
         let available = attempts.iter().map(|&attempt| (attempt, addresses.available(attempt))).collect();
         let mut child = Command::new("/proc/self/exe")
@@ -50,7 +55,11 @@ impl Canary {
         let missing = || io::Error::other("the child has no pipes");
         let input = child.stdin.take().ok_or_else(missing)?;
         let output = child.stdout.take().ok_or_else(missing)?;
-        Ok(Self { child, input, output, read: Vec::new(), available })
+        let mut canary = Self { child, input, output, read: Vec::new(), available };
+        match canary.answer(READY, Instant::now() + START)?.as_str() {
+            "ok" => Ok(canary),
+            other => Err(io::Error::other(format!("it has no socket to begin with: {other}"))),
+        }
     }
 
     /// The child's process id.
@@ -155,32 +164,43 @@ pub fn main(words: &[String]) -> u8 {
     }
 }
 
+/// The child's sockets.
+struct Flows {
+    /// Connected before the mark.
+    foreign: UdpSocket,
+    /// Connected under it.
+    own: Option<UdpSocket>,
+}
+
 fn sing(addresses: &Addresses) -> io::Result<()> {
-    let mut flow = None;
+    let foreign = addresses.flow();
+    say(READY, &foreign)?;
+    let mut flows = Flows { foreign: foreign?, own: None };
     for line in io::stdin().lock().lines() {
         for word in line?.split_whitespace() {
-            say(word, &try_word(addresses, &mut flow, word))?;
+            say(word, &try_word(addresses, &mut flows, word))?;
         }
     }
     Ok(())
 }
 
-fn try_word(addresses: &Addresses, flow: &mut Option<UdpSocket>, word: &str) -> io::Result<()> {
+fn try_word(addresses: &Addresses, flows: &mut Flows, word: &str) -> io::Result<()> {
     match Attempt::from_word(word) {
         Some(Attempt::Forked) => forked(addresses),
-        Some(Attempt::Egress) => send(flow),
+        Some(Attempt::Egress) => send(flows.own.as_ref()),
+        Some(Attempt::ForeignSocket) => send(Some(&flows.foreign)),
         Some(other) => addresses.try_one(other),
         None => {
-            if flow.is_none() {
-                *flow = Some(addresses.flow()?);
+            if flows.own.is_none() {
+                flows.own = Some(addresses.flow()?);
             }
-            send(flow)
+            send(flows.own.as_ref())
         }
     }
 }
 
-fn send(flow: &Option<UdpSocket>) -> io::Result<()> {
-    flow.as_ref().ok_or(io::ErrorKind::NotConnected)?.send(b"canary").map(drop)
+fn send(flow: Option<&UdpSocket>) -> io::Result<()> {
+    flow.ok_or(io::ErrorKind::NotConnected)?.send(b"canary").map(drop)
 }
 
 /// The attempt of a child process, whose mark is its parent's.

@@ -1,5 +1,7 @@
 //! What this host enforces, path by path: a value, made of what was attached and what the canary was refused last.
 
+use std::path::PathBuf;
+
 use super::attempt::{Attempt, Outcome};
 use super::canary::Outcomes;
 use super::protect::Guarding;
@@ -13,6 +15,10 @@ pub(super) struct Facts {
     pub(super) lsm: BpfLsm,
     /// Why the kernel would not have the LSM programs, if it would not.
     pub(super) lsm_refused: Option<String>,
+    /// Where programs and maps are pinned, if they are.
+    pub(super) pins: Option<PathBuf>,
+    /// Whether `sendfile` and `splice` to a socket are a send that guards see (fs/splice.c: splice_to_socket, since 6.5).
+    pub(super) splice_is_seen: bool,
 }
 
 /// The coverage table.
@@ -98,10 +104,10 @@ const REQUIRED: [&str; 8] = [
 ];
 
 /// What every tier promises beside, where the host has it at all.
-const ALSO: [&str; 1] = ["kernel settings"];
+const ALSO: [&str; 2] = ["kernel settings", "names"];
 
 /// What the full tier promises beside, where the host has it at all.
-const WITH_LSM: [&str; 10] = [
+const WITH_LSM: [&str; 11] = [
     "unix streams",
     "unix datagrams",
     "listening",
@@ -112,6 +118,7 @@ const WITH_LSM: [&str; 10] = [
     "user namespaces",
     "capabilities",
     "tun and tap devices",
+    "sockets made elsewhere",
 ];
 
 /// Without BPF LSM, where it runs not.
@@ -148,6 +155,7 @@ impl Table<'_> {
             self.proven("process lineage", "tracepoint sched_process_fork", Attempt::Forked),
             self.proven("secret open", reads, Attempt::Secret),
             self.proven("kernel settings", "cgroup sysctl", Attempt::Setting),
+            self.proven("names", "cgroup connect4 to sendmsg6, resolver", Attempt::Name),
         ];
         rows.extend(self.side_doors(lsm));
         rows.push(if lsm {
@@ -162,8 +170,25 @@ impl Table<'_> {
             let detail = "the fork succeeds, marked, and its parent is killed";
             row("fork beyond the limit", "tracepoint sched_process_fork", CoverageState::Enforced, detail)
         });
+        if lsm && !self.facts.splice_is_seen {
+            let detail = "this kernel asks nobody about `sendfile` and `splice` to a socket (before 6.5)";
+            rows.push(row("sendfile to sockets made elsewhere", "none", CoverageState::NotCovered, detail));
+        }
+        rows.push(self.loss_of_the_daemon());
         rows.extend(not_covered());
         rows
+    }
+
+    fn loss_of_the_daemon(&self) -> CoverageView {
+        let (path, reads) = ("loss of the daemon", matches!(self.facts.guarding, Guarding::Fanotify(_)));
+        let Some(pins) = &self.facts.pins else {
+            let detail = "nothing is pinned, so that all guards go with the daemon";
+            let next = Some("set `pin_dir` in the configuration, and leave `--no-pin` out".to_owned());
+            return CoverageView { next, ..row(path, "none", CoverageState::NotCovered, detail) };
+        };
+        let but = if reads { "; secrets are open until it is back" } else { "" };
+        let detail = format!("what was decided holds, what is new is refused{but}");
+        row(path, &format!("pinned below {}", pins.display()), CoverageState::Enforced, &detail)
     }
 
     /// What only BPF LSM sees.
@@ -202,6 +227,12 @@ impl Table<'_> {
                 "capable, tun_dev_create, tun_dev_open",
                 Attempt::Capability,
                 "a root agent can make them",
+            ),
+            (
+                "sockets made elsewhere",
+                "socket_connect to socket_sendmsg, file_receive",
+                Attempt::ForeignSocket,
+                "a connected socket passed in by an unmarked process may send",
             ),
         ];
         let door = |(path, guard, attempt, without): (&str, &str, Attempt, &str)| {
@@ -261,7 +292,6 @@ fn advice(guard: &str) -> &'static str {
 fn not_covered() -> Vec<CoverageView> {
     let none = |path: &str, detail: &str| row(path, "none", CoverageState::NotCovered, detail);
     vec![
-        none("sockets connected elsewhere", "a connected socket passed in by an unmarked process may send"),
         none("secrets read by other ways", "descriptors passed in, memory of other processes, raw disks"),
         none("kernel files below /sys", "a root agent can write them: kernel/uevent_helper, debugfs, the cgroup tree"),
         none(
@@ -288,7 +318,8 @@ mod tests {
     }
 
     fn kernel() -> Facts {
-        Facts { guarding: Guarding::Kernel, lsm: BpfLsm::Listed, lsm_refused: None }
+        let pins = Some("/sys/fs/bpf/writ".into());
+        Facts { guarding: Guarding::Kernel, lsm: BpfLsm::Listed, lsm_refused: None, pins, splice_is_seen: true }
     }
 
     fn find<'a>(coverage: &'a Coverage, path: &str) -> &'a CoverageView {
@@ -346,12 +377,30 @@ mod tests {
     }
 
     #[test]
+    fn what_a_dead_daemon_leaves_is_said() {
+        let pinned = Coverage::new(kernel(), all(&Outcome::Refused));
+        assert_eq!(find(&pinned, "loss of the daemon").state, CoverageState::Enforced);
+        let alone = Coverage::new(Facts { pins: None, ..kernel() }, all(&Outcome::Refused));
+        let row = find(&alone, "loss of the daemon");
+        assert!(row.state == CoverageState::NotCovered && row.next.is_some(), "{}", row.detail);
+    }
+
+    #[test]
+    fn what_an_older_kernel_does_not_ask_about_is_a_row() {
+        let path = "sendfile to sockets made elsewhere";
+        let older = Coverage::new(Facts { splice_is_seen: false, ..kernel() }, all(&Outcome::Refused));
+        assert_eq!(find(&older, path).state, CoverageState::NotCovered);
+        let newer = Coverage::new(kernel(), all(&Outcome::Refused));
+        assert!(newer.rows.iter().all(|row| row.path != path));
+    }
+
+    #[test]
     fn without_bpf_lsm_the_table_says_why_and_what_to_do() {
         let Ok(group) = Fanotify::new() else { return };
         let facts = Facts {
             guarding: Guarding::Fanotify(Arc::new(group)),
             lsm: BpfLsm::NotListed("lockdown,yama".into()),
-            lsm_refused: None,
+            ..kernel()
         };
         let coverage = Coverage::new(facts, all(&Outcome::Refused));
         assert_eq!((coverage.tier, coverage.missing(), coverage.faults().len()), (Tier::Reduced, None, 0));

@@ -5,6 +5,7 @@ mod canary;
 mod canary_task;
 mod carry;
 mod coverage;
+mod crew;
 mod cuts;
 mod detach;
 mod doctor;
@@ -32,7 +33,6 @@ mod unix;
 mod watch;
 
 use std::fs::File;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use agent_common::{DecodeError, Event as KernelEvent};
@@ -40,13 +40,14 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle as TaskHandle;
+use tokio::task::JoinHandle;
 use tokio::time::{Interval, MissedTickBehavior};
 
 pub use canary::{child as canary_child, main as canary_main};
 pub use detach::{DetachFlags, Detached, detach};
 pub use error::{DaemonError, HELP};
 
+use self::crew::Crew;
 use self::flows::FlowNews;
 use self::reload::{Rescan, Watcher};
 use self::sources::Sources;
@@ -140,19 +141,19 @@ struct Loop {
     flow_news: mpsc::Receiver<FlowNews>,
     commands: mpsc::Receiver<Command>,
     watcher: Watcher,
-    server: TaskHandle<std::io::Result<()>>,
+    server: JoinHandle<std::io::Result<()>>,
     stop_server: Option<oneshot::Sender<()>>,
     tick: Interval,
     hangup: Signal,
     terminate: Signal,
     interrupt: Signal,
-    threads: Vec<(&'static str, JoinHandle<()>)>,
+    crew: Crew,
     _lock: File,
 }
 
 impl Loop {
     fn new(started: Started, listener: UnixListener) -> Result<Self, DaemonError> {
-        let Started { daemon, records, notes, flow_news, threads, lock } = started;
+        let Started { daemon, records, notes, flow_news, crew, lock } = started;
         let failed = |what| move |error| DaemonError::System(what, error);
         // SAFETY: the ring owns its descriptor and keeps the same one for its whole life.
         let records = unsafe { AsyncFd::register(records) };
@@ -180,7 +181,7 @@ impl Loop {
             hangup: on(SignalKind::hangup())?,
             terminate: on(SignalKind::terminate())?,
             interrupt: on(SignalKind::interrupt())?,
-            threads,
+            crew,
             _lock: lock,
         })
     }
@@ -274,8 +275,7 @@ impl Loop {
             let _ = self.reload();
         }
         self.watcher.scan_if_due(&self.daemon.secrets, &self.daemon.classes);
-        let ended = self.threads.iter().find(|(_, thread)| thread.is_finished());
-        ended.map(|(name, _)| Err(DaemonError::Ended(name)))
+        self.crew.ended().map(|name| Err(DaemonError::Ended(name)))
     }
 
     /// Reads everything again; on any fault what is in force stays.

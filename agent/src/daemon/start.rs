@@ -8,7 +8,6 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use agent_common::Counter;
@@ -23,6 +22,7 @@ use super::attempt::{Attempt, Targets};
 use super::canary::Outcomes;
 use super::canary_task::{self, CANARY_LABEL, Stage};
 use super::coverage::{Coverage, Facts};
+use super::crew::Crew;
 use super::flows::{self, FlowNews};
 use super::keeper::Keeper;
 use super::namespaces::{self, Namespaces};
@@ -42,6 +42,7 @@ use crate::domain::clock::boot_now_ns;
 use crate::kernel::lsm::{BpfLsm, bpf_lsm};
 use crate::kernel::{Fanotify, Guard, Guards, Kernel, Layout, LoadError, Loaded, Maps, Pins, Ring, Setup, learn};
 use crate::names::Sockets;
+use crate::process::kernel_is_at_least;
 use crate::record::{self, DaemonStarted, Event, Recorder, Sink, Tier};
 use crate::resource::ClassTable;
 use crate::task::{Limits, TaskTable};
@@ -65,7 +66,7 @@ pub(super) struct Started {
     pub(super) records: Ring,
     pub(super) notes: mpsc::Receiver<Note>,
     pub(super) flow_news: mpsc::Receiver<FlowNews>,
-    pub(super) threads: Vec<(&'static str, JoinHandle<()>)>,
+    pub(super) crew: Crew,
     /// Held until the end: no second daemon.
     pub(super) lock: File,
 }
@@ -115,7 +116,7 @@ pub(super) fn start(config: Config, flags: &Flags, sources: Sources, lock: File)
     let settings = settings(&config);
     let Loaded { mut kernel, layout, mut maps, upcalls, mut records } = load(&config, settings)?;
     translate(&mut kernel, &config)?;
-    let attached = attach(&mut kernel, layout)?;
+    let attached = attach(&mut kernel, &layout)?;
     kernel.take_effect(&mut maps)?;
     let keeper = Keeper::open(&config)?;
     let mut inherited = takeover::inherit(&mut maps, &keeper, &sources.registry);
@@ -130,32 +131,23 @@ pub(super) fn start(config: Config, flags: &Flags, sources: Sources, lock: File)
         inherited.publish(&mut maps, &mut snapshot);
         snapshot
     });
-    let mut threads = spawn(&kernel, &shared, upcalls, settings, &guarding)?;
-    match resolve(&config, &kernel, &shared, opened) {
-        Ok(resolving) => threads.extend(resolving),
-        Err(error) => {
-            stop(&shared, threads);
-            return Err(error);
-        }
-    }
+    let mut crew = Crew::new(Arc::clone(&shared.stop));
+    decide(&mut crew, &kernel, &shared, upcalls, settings, &guarding)?;
+    resolve(&mut crew, &config, &kernel, &shared, opened)?;
     let generation = inherited.generation;
-    let facts = Facts { guarding: guarding.clone(), lsm: attached.lsm, lsm_refused: attached.refused };
-    let proven = prove(&config, &kernel, &shared, targets, facts, generation);
-    let watched = proven.and_then(|proven| watch(proven, &shared, &classes));
-    let (coverage, watch) = match watched {
-        Ok((coverage, watch, thread)) => {
-            threads.push(("the canary's thread", thread));
-            (coverage, watch)
-        }
-        Err(error) => {
-            stop(&shared, threads);
-            return Err(error);
-        }
+    let facts = Facts {
+        guarding: guarding.clone(),
+        lsm: attached.lsm,
+        lsm_refused: attached.refused,
+        pins: config.pin_dir.clone(),
+        splice_is_seen: kernel_is_at_least(6, 5),
     };
+    let proven = prove(&config, &kernel, &shared, targets, facts, generation)?;
+    let (coverage, watch) = watch(&mut crew, proven, &shared, &classes)?;
     let maps_of_flows = kernel.maps().map_err(|error| DaemonError::Kernel(error.into()))?;
     let (flows, flow_news, thread) = flows::start(shared.clone(), maps_of_flows)
         .map_err(|error| DaemonError::System("start the flow thread", error))?;
-    threads.push(("the flow thread", thread));
+    crew.join("the flow thread", [thread]);
     let limits =
         Limits { default_ttl: config.default_ttl, max_ttl: config.max_ttl, socket_mark_mask: config.socket_mark_mask };
     let mut table = TaskTable::new(limits, generation);
@@ -181,17 +173,7 @@ pub(super) fn start(config: Config, flags: &Flags, sources: Sources, lock: File)
     daemon.kernel.stay();
     daemon.begin_counting();
     daemon.take_over(inherited, &mut records);
-    Ok(Started { daemon, records, notes, flow_news, threads, lock })
-}
-
-/// Ends the threads and waits for them.
-pub(super) fn stop(shared: &Shared, threads: Vec<(&'static str, JoinHandle<()>)>) {
-    shared.stop.store(true, std::sync::atomic::Ordering::Relaxed);
-    for (name, thread) in threads {
-        if thread.join().is_err() {
-            tracing::error!(name, "a thread panicked");
-        }
-    }
+    Ok(Started { daemon, records, notes, flow_news, crew, lock })
 }
 
 fn sinks(config: &Config) -> Result<Vec<Sink>, DaemonError> {
@@ -265,19 +247,22 @@ struct Attached {
     refused: Option<String>,
 }
 
-/// What every host must have, and what BPF LSM adds where the kernel's list has it or cannot be read.
-fn attach(kernel: &mut Kernel, layout: Layout) -> Result<Attached, DaemonError> {
+/// What every host must have, and what BPF LSM adds where the kernel's list has it or cannot be read. Of that it is
+/// `file_open` or nothing: what only guards decide that this daemon does not answer for is worse than a tier that is not given.
+fn attach(kernel: &mut Kernel, layout: &Layout) -> Result<Attached, DaemonError> {
     let lsm = bpf_lsm();
     let hopeless = matches!(lsm, BpfLsm::NotListed(_));
-    let wanted: Vec<Guard> = Guard::ALL.into_iter().filter(|guard| !(guard.needs_lsm() && hopeless)).collect();
-    let (optional, needed): (Guards, Guards) =
-        kernel.attach(&layout, &wanted)?.into_iter().partition(|(guard, _)| guard.needs_lsm());
-    needed.into_iter().try_for_each(|(_, result)| result)?;
+    let (needed, mut optional): (Vec<Guard>, Vec<Guard>) = Guard::ALL.into_iter().partition(|guard| !guard.needs_lsm());
+    optional.retain(|guard| !hopeless && *guard != Guard::FileOpen);
+    kernel.attach(layout, &needed)?.into_iter().try_for_each(|(_, result)| result)?;
+    let first = if hopeless { Vec::new() } else { kernel.attach(layout, &[Guard::FileOpen])? };
+    let file_open = first.iter().any(|(_, result)| result.is_ok());
+    let rest = if file_open { kernel.attach(layout, &optional)? } else { Vec::new() };
+    let optional: Guards = first.into_iter().chain(rest).collect();
     for (guard, error) in optional.iter().filter_map(|(guard, result)| Some((guard, result.as_ref().err()?))) {
         tracing::warn!(guard = guard.program(), error = chain(error), "this kernel does not take a guard");
     }
     let refused = optional.iter().find_map(|(_, result)| result.as_ref().err()).map(|error| chain(error));
-    let file_open = optional.iter().any(|(guard, result)| *guard == Guard::FileOpen && result.is_ok());
     Ok(Attached { lsm, file_open, refused })
 }
 
@@ -346,37 +331,37 @@ fn share(
     (shared, received, opened)
 }
 
-fn spawn(
+/// The threads that answer while somebody waits.
+fn decide(
+    crew: &mut Crew,
     kernel: &Kernel,
     shared: &Shared,
     upcalls: Ring,
     settings: Settings,
     guarding: &Guarding,
-) -> Result<Vec<(&'static str, JoinHandle<()>)>, DaemonError> {
+) -> Result<(), DaemonError> {
     let failed = |error: io::Error| DaemonError::System("start a decision thread", error);
     let maps = || kernel.maps().map_err(|error| DaemonError::Kernel(error.into()));
-    let answering = threads::upcalls(shared.clone(), upcalls, maps()?, settings).map_err(failed)?;
-    let mut threads: Vec<_> = answering.into_iter().map(|thread| ("a decision thread", thread)).collect();
+    crew.join("a decision thread", threads::upcalls(shared.clone(), upcalls, maps()?, settings).map_err(failed)?);
     if let Guarding::Fanotify(group) = guarding {
-        let thread = threads::files(shared.clone(), Arc::clone(group), maps()?).map_err(failed)?;
-        threads.push(("the fanotify thread", thread));
+        crew.join("the fanotify thread", [threads::files(shared.clone(), Arc::clone(group), maps()?).map_err(failed)?]);
     }
-    Ok(threads)
+    Ok(())
 }
 
 /// The threads that answer questions for names.
 fn resolve(
+    crew: &mut Crew,
     config: &Config,
     kernel: &Kernel,
     shared: &Shared,
     opened: mpsc::UnboundedReceiver<Sockets>,
-) -> Result<Vec<(&'static str, JoinHandle<()>)>, DaemonError> {
+) -> Result<(), DaemonError> {
     let failed = |error: io::Error| DaemonError::System("start a thread for names", error);
     let maps = || kernel.maps().map_err(|error| DaemonError::Kernel(error.into()));
-    let mut threads = vec![("the resolver", resolver::start(config, shared, maps()?, opened)?)];
-    let openers = namespaces::start(shared, maps()?).map_err(failed)?;
-    threads.extend(openers.into_iter().map(|thread| ("a thread for network namespaces", thread)));
-    Ok(threads)
+    crew.join("the resolver", [resolver::start(config, shared, maps()?, opened)?]);
+    crew.join("a thread for network namespaces", namespaces::start(shared, maps()?).map_err(failed)?);
+    Ok(())
 }
 
 /// The canary's first round, of everything that makes sense on this host, and by policy's own answers.
@@ -401,10 +386,11 @@ fn prove(
 
 /// Hands the canary over to its thread; from here on it is known to the kernel alone.
 fn watch(
+    crew: &mut Crew,
     (mut stage, coverage, outcomes): (Stage, Coverage, Outcomes),
     shared: &Shared,
     classes: &ClassTable,
-) -> Result<(Coverage, Watch, JoinHandle<()>), DaemonError> {
+) -> Result<(Coverage, Watch), DaemonError> {
     let label = CANARY_LABEL.parse().ok().map(|label| LabelSet::from([label]));
     let class = label.and_then(|label| classes.numbered().find(|(_, other)| ***other == label));
     stage.settle(class.map(|(number, _)| number)).map_err(|error| DaemonError::Canary(chain(&error)))?;
@@ -413,7 +399,8 @@ fn watch(
     shared.snapshot.store(Arc::new(snapshot));
     let started = watch::start(stage, outcomes, Arc::clone(&shared.stop));
     let (watch, thread) = started.map_err(|error| DaemonError::System("start the canary's thread", error))?;
-    Ok((coverage, watch, thread))
+    crew.join("the canary's thread", [thread]);
+    Ok((coverage, watch))
 }
 
 /// A path that let the canary through is worse than one that is not there: nothing may rest on it.
@@ -435,7 +422,7 @@ fn require(config: &Config, coverage: &Coverage, canary: &Outcomes) -> Result<()
 }
 
 impl Daemon {
-    /// What was counted so far was the canary's.
+    /// What the kernel has counted so far was an earlier daemon's, or the canary's.
     fn begin_counting(&mut self) {
         self.baseline = Counter::ALL.iter().map(|counter| (*counter, self.maps.counter(*counter))).collect();
     }

@@ -5,7 +5,6 @@ use jiff::Timestamp;
 
 use super::killing::kill_all;
 use super::protect::chain;
-use super::start;
 use super::state::Daemon;
 use super::{DaemonError, Loop};
 use crate::record::{DaemonStopping, Event};
@@ -22,7 +21,7 @@ impl Loop {
         if !self.server.is_finished() {
             let _ = self.server.await;
         }
-        start::stop(&self.daemon.shared, self.threads);
+        drop(self.crew);
         if !stays_enforced {
             self.daemon.kill_enforced();
         }

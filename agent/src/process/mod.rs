@@ -11,6 +11,7 @@ mod network;
 mod snapshot;
 mod sockets;
 mod unix;
+mod version;
 
 pub use cgroup::CgroupPaths;
 pub use kill::{KillError, Killed, kill_verified};
@@ -20,3 +21,4 @@ pub use network::{network_namespace, network_namespace_id};
 pub use snapshot::{ProcessFacts, SnapshotError, ancestors, is_process, snapshot};
 pub use sockets::{HeldSocket, held_sockets};
 pub use unix::listening_paths;
+pub use version::kernel_is_at_least;
