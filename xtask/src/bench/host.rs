@@ -12,8 +12,14 @@ use super::stats::{Distribution, Summary, as_f64};
 use super::work::{Effort, Operation, Server, measure};
 use crate::command::progress;
 
-const OPERATIONS: [Operation; 5] =
-    [Operation::OpenOrdinary, Operation::OpenSecret, Operation::Tcp, Operation::Request, Operation::Stream];
+const OPERATIONS: [Operation; 6] = [
+    Operation::OpenOrdinary,
+    Operation::OpenBeside,
+    Operation::OpenSecret,
+    Operation::Tcp,
+    Operation::Request,
+    Operation::Stream,
+];
 const EFFORT: Effort = Effort { count: 1000, batches: 16 };
 /// First contacts in a round.
 const CONTACTS: u32 = 100;

@@ -1,4 +1,4 @@
-//! A site to measure on: a configuration, a secret and an ordinary file, all in a temporary directory.
+//! A site to measure on: a configuration, a secret and ordinary files, all in a temporary directory.
 
 use std::fmt::Write;
 use std::fs;
@@ -26,7 +26,7 @@ impl Site {
     /// A site with this many policies beside the few that it needs.
     pub(super) fn new(policies: usize) -> Result<Self> {
         let site = Self(tempfile::tempdir().context("cannot make a temporary directory")?);
-        for directory in ["config/policies", "home"] {
+        for directory in ["config/policies", "home", "elsewhere"] {
             fs::create_dir_all(site.path(directory))?;
         }
         let secrets = format!(
@@ -39,7 +39,8 @@ impl Site {
             ("config/policies/grants.cedar", GRANTS),
             ("config/policies/many.cedar", &many(policies)),
             ("secret", "a secret\n"),
-            ("ordinary", "an ordinary file\n"),
+            ("elsewhere/ordinary", "an ordinary file\n"),
+            ("beside", "another one\n"),
         ];
         for (name, content) in files {
             fs::write(site.path(name), content).with_context(|| format!("cannot write `{name}`"))?;
@@ -54,7 +55,12 @@ impl Site {
 
     /// A file that no catalogue speaks of.
     pub(super) fn ordinary(&self) -> PathBuf {
-        self.path("ordinary")
+        self.path("elsewhere/ordinary")
+    }
+
+    /// Another one, in the directory of the secret.
+    pub(super) fn beside(&self) -> PathBuf {
+        self.path("beside")
     }
 
     /// Where the daemon listens.
@@ -135,7 +141,7 @@ mod tests {
     fn the_site_is_there_and_goes() {
         let site = Site::new(1).unwrap();
         let secret = site.secret();
-        assert!(secret.is_file() && site.ordinary().is_file());
+        assert!(secret.is_file() && site.ordinary().is_file() && site.beside().is_file());
         drop(site);
         assert!(!secret.exists());
     }

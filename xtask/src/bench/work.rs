@@ -12,6 +12,8 @@ use super::stats::best;
 #[serde(rename_all = "snake_case")]
 pub(super) enum Operation {
     OpenOrdinary,
+    /// In a directory that is watched for what takes a secret's place.
+    OpenBeside,
     OpenSecret,
     ReadOrdinary,
     ReadSecret,
@@ -32,6 +34,7 @@ impl Operation {
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::OpenOrdinary => "open+close, ordinary file",
+            Self::OpenBeside => "open+close, beside a secret",
             Self::OpenSecret => "open+close, secret",
             Self::ReadOrdinary => "read, ordinary file",
             Self::ReadSecret => "read, secret",
@@ -48,6 +51,7 @@ impl Operation {
         let Server { port, peer, .. } = server;
         let words = match self {
             Self::OpenOrdinary => format!("open {}", site.ordinary().display()),
+            Self::OpenBeside => format!("open {}", site.beside().display()),
             Self::OpenSecret => format!("open {}", site.secret().display()),
             Self::ReadOrdinary => format!("read {}", site.ordinary().display()),
             Self::ReadSecret => format!("read {}", site.secret().display()),
