@@ -177,6 +177,11 @@ impl Pins {
     /// # Errors
     /// [`PinError::Io`].
     pub fn clear(&self) -> Result<(usize, usize), PinError> {
+        // The kernel detaches a program of BPF LSM a moment after its last name has gone: from here on none acts, so that
+        // it is true at once what is said when this returns. A map of another build is left to be removed.
+        if let Ok(mut active) = Slots::<u32>::pinned(self, "ACTIVE") {
+            let _ = active.put(0, 0);
+        }
         let programs = self.detach_all_but(0)?;
         let maps = entries(&self.maps())?;
         for map in &maps {
