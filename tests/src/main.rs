@@ -213,8 +213,8 @@ fn trial(test: Test, lab: &Arc<Lab>, notes: &Arc<Mutex<Notes>>) -> Trial {
                     Ok(Completion::ignored_with(reason))
                 }
                 None => {
-                    // Said at once, since a run that is ended from outside prints no list of failures.
-                    println!("{}: {error:#}", test.name);
+                    // Said at once, on the line that names the test: a run that is ended from outside prints no list of failures.
+                    println!("FAILED: {error:#}");
                     Err(Failed::from(format!("{error:#}")))
                 }
             },
