@@ -47,9 +47,10 @@ fn signals(lab: &Lab) -> Result<()> {
     ensure!(ran.status.signal() == Some(libc::SIGTERM), "{:?}", ran.status);
     let mut session = world.task().session()?;
     session.task()?;
-    kill(Pid::from_raw(session.pid() as i32), Signal::SIGINT)?;
+    // One that no shell has its background jobs ignore.
+    kill(Pid::from_raw(session.pid() as i32), Signal::SIGUSR1)?;
     let status = session.wait_for_end()?;
-    ensure!(status.signal() == Some(libc::SIGINT), "{status:?}");
+    ensure!(status.signal() == Some(libc::SIGUSR1), "{status:?}");
     Ok(())
 }
 

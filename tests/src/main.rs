@@ -215,6 +215,7 @@ fn trial(test: Test, lab: &Arc<Lab>, notes: &Arc<Mutex<Notes>>) -> Trial {
                 None => {
                     // Said at once, on the line that names the test: a run that is ended from outside prints no list of failures.
                     println!("FAILED: {error:#}");
+                    lab.refusals().iter().for_each(|refusal| println!("refused before: {refusal}"));
                     Err(Failed::from(format!("{error:#}")))
                 }
             },

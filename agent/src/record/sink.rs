@@ -2,9 +2,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+/// No line is longer.
+const MAX_LINE: u64 = 1 << 20;
 /// Bytes that wait for a sink that does not take them, before lines are lost.
 const MAX_PENDING: usize = 4 << 20;
 
@@ -51,8 +53,10 @@ impl Sink {
     /// # Errors
     /// [`OpenError`] if it cannot be opened for reading and appending.
     pub fn file(path: &Path) -> Result<Self, OpenError> {
-        let file = open(path)?;
-        Ok(Self::new(Out::File { path: path.to_owned(), file }))
+        let (file, torn) = open(path)?;
+        let mut sink = Self::new(Out::File { path: path.to_owned(), file });
+        sink.lose(torn);
+        Ok(sink)
     }
 
     /// Writes to the standard output. A reader that stops reading stops the writer.
@@ -116,33 +120,44 @@ impl Sink {
         // What fails here fails again in the next flush, or goes into the new file.
         let _ = self.write();
         if let Out::File { path, file } = &mut self.out {
-            *file = open(path)?;
-            let torn = self.pending.drop_torn_line();
+            let (named, torn) = open(path)?;
+            *file = named;
+            let torn = torn + self.pending.drop_torn_line();
             self.lose(torn);
         }
         Ok(())
     }
 }
 
-fn open(path: &Path) -> Result<File, OpenError> {
+/// The file, and how many lines in it were torn.
+fn open(path: &Path) -> Result<(File, u64), OpenError> {
     let failed = |source| OpenError { path: path.to_owned(), source };
     let mut options = OpenOptions::new();
     options.read(true).append(true).create(true).mode(0o640);
     let mut file = options.open(path).map_err(failed)?;
-    end_torn_line(&mut file).map_err(failed)?;
-    Ok(file)
+    let torn = blank_torn_line(path, &mut file).map_err(failed)?;
+    Ok((file, torn))
 }
 
-/// A machine that lost power may have left half a line; the next one must not be glued to it.
-fn end_torn_line(file: &mut File) -> io::Result<()> {
+/// A daemon that was killed while it wrote, or a machine that lost power, may have left half a line, which no reader of JSON
+/// lines gets past. It becomes a blank one, which all of them do; the file does not shrink, so that who follows it goes on.
+fn blank_torn_line(path: &Path, file: &mut File) -> io::Result<u64> {
     let metadata = file.metadata()?;
-    if !metadata.is_file() || metadata.len() == 0 {
-        return Ok(());
+    if !metadata.is_file() {
+        return Ok(0);
     }
-    let mut last = [0];
-    file.seek(SeekFrom::End(-1))?;
-    file.read_exact(&mut last)?;
-    if last == *b"\n" { Ok(()) } else { file.write_all(b"\n") }
+    let begin = metadata.len().saturating_sub(MAX_LINE);
+    let mut end = Vec::new();
+    file.seek(SeekFrom::Start(begin))?;
+    file.read_to_end(&mut end)?;
+    let half = end.rsplit(|&byte| byte == b'\n').next().unwrap_or_default().len();
+    if half == 0 {
+        return Ok(0);
+    }
+    let at = begin + u64::try_from(end.len() - half).unwrap_or(0);
+    // By another descriptor: what is written to the first goes to the end, wherever it is meant for.
+    OpenOptions::new().write(true).open(path)?.write_all_at(&vec![b' '; half], at)?;
+    file.write_all(b"\n").map(|()| 1)
 }
 
 /// Lines that wait, and whether the first of them has been written in part.
@@ -279,15 +294,18 @@ mod tests {
     }
 
     #[test]
-    fn half_a_line_from_before_is_ended() {
+    fn half_a_line_from_before_is_blanked_and_counted() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("records.jsonl");
-        std::fs::write(&path, "{\"half").unwrap();
-        let mut sink = Sink::file(&path).unwrap();
-        sink.push("{}");
-        sink.flush();
-        drop(Sink::file(&path).unwrap());
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"half\n{}\n");
+        for (before, blank) in [("{\"half", "      "), ("{}\n{\"half", "{}\n      ")] {
+            std::fs::write(&path, before).unwrap();
+            let mut sink = Sink::file(&path).unwrap();
+            sink.push("{}");
+            assert_eq!(sink.flush(), Flushed { recovered: 1, fresh: 1, failing: None });
+            let mut again = Sink::file(&path).unwrap();
+            assert_eq!(again.flush(), Flushed::default());
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{blank}\n{{}}\n"));
+        }
     }
 
     #[test]

@@ -118,7 +118,8 @@ impl Tail {
 
     fn take(&mut self, text: &str) -> Result<()> {
         let whole = text.rfind('\n').map_or("", |end| text.get(..=end).unwrap_or_default());
-        for line in whole.lines() {
+        // What a killed daemon was writing is blank.
+        for line in whole.lines().filter(|line| !line.trim().is_empty()) {
             let value: Value = serde_json::from_str(line).with_context(|| format!("a record is no JSON: {line:?}"))?;
             self.records.push(Record(Arc::new(value)));
         }

@@ -119,6 +119,9 @@ fn fill_home(place: &Place) -> Result<()> {
     Ok(())
 }
 
+/// How many of them are shown.
+const REFUSALS: usize = 3;
+
 /// What tests are given: the machine, and a world that most of them share.
 #[derive(Debug)]
 pub(crate) struct Lab {
@@ -159,6 +162,15 @@ impl Lab {
     pub(crate) fn own(&self, options: Options) -> Result<World> {
         self.close();
         World::new(&self.machine, options)
+    }
+
+    /// The last refusals that the shared world recorded, for who must find out why a test failed.
+    pub(crate) fn refusals(&self) -> Vec<String> {
+        let shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let Shared::Running(world) = &*shared else { return Vec::new() };
+        let records = world.daemon.records().unwrap_or_default();
+        let refused = records.iter().rev().filter(|record| record.text("/effect") == "deny");
+        refused.take(REFUSALS).map(|record| record.0.to_string()).collect()
     }
 
     /// Ends the shared world.
