@@ -105,11 +105,14 @@ fn rounds(world: &World) -> Result<u64> {
     view.pointer("/canary/rounds").and_then(Value::as_u64).context("no rounds")
 }
 
-/// What it is refused is neither recorded nor counted.
+/// What it is refused is neither recorded nor counted, and costs no task its turn: nothing of it is asked once it has begun.
 fn unseen(lab: &Lab) -> Result<()> {
     let world = lab.own(Options::default())?;
     let before = rounds(&world)?;
+    let asked = world.daemon.counter("upcalls")?;
     until("more rounds of the canary", 30, || Ok((rounds(&world)? >= before + 5).then_some(())))?;
+    let asked = world.daemon.counter("upcalls")? - asked;
+    ensure!(asked == 0, "the daemon was asked {asked} times for the canary");
     for counter in ["denied", "allowed"] {
         let counted = until(&format!("no {counter}"), 5, || Ok((world.daemon.counter(counter)? == 0).then_some(())));
         counted.with_context(|| format!("{counter} is {:?}", world.daemon.counter(counter)))?;

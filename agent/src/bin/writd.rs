@@ -21,7 +21,7 @@ struct Args {
     #[command(subcommand)]
     verb: Option<Verb>,
     /// Be the canary that proves each path (internal)
-    #[arg(long, hide = true, num_args = 6, exclusive = true)]
+    #[arg(long, hide = true, num_args = 1.., exclusive = true)]
     canary: Option<Vec<String>>,
     /// Be the canary's child (internal)
     #[arg(long, hide = true, exclusive = true)]

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn, sockopt};
 
 /// A setting that no kernel since 5.18 looks at.
 const SETTING: &str = "/proc/sys/kernel/random/urandom_min_reseed_secs";
@@ -141,6 +142,8 @@ pub(super) struct Targets {
     udp4: Option<UdpSocket>,
     udp6: Option<UdpSocket>,
     flow: Option<UdpSocket>,
+    /// Bound and no more: the port on which the canary tries to listen, kept free for it.
+    listen: Option<TcpListener>,
     unix_stream: Option<UnixListener>,
     unix_datagram: Option<UnixDatagram>,
     secret: PathBuf,
@@ -154,6 +157,7 @@ pub(super) struct Addresses {
     udp4: Option<SocketAddr>,
     udp6: Option<SocketAddr>,
     flow: Option<SocketAddr>,
+    listen: Option<SocketAddr>,
     secret: PathBuf,
 }
 
@@ -172,6 +176,7 @@ impl Targets {
             udp4: UdpSocket::bind(v4).ok(),
             udp6: UdpSocket::bind(v6).ok(),
             flow: UdpSocket::bind(v4).ok(),
+            listen: bound().ok(),
             unix_stream: at(&beside(&secret, STREAM), |path| UnixListener::bind(path), UnixListener::set_nonblocking),
             unix_datagram: at(
                 &beside(&secret, DATAGRAM),
@@ -192,6 +197,11 @@ impl Targets {
         self.flow.as_ref().and_then(|socket| socket.local_addr().ok())
     }
 
+    /// Where the canary tries to listen.
+    pub(super) fn listen(&self) -> Option<SocketAddr> {
+        self.listen.as_ref().and_then(|socket| socket.local_addr().ok())
+    }
+
     /// Every other destination, and whether it is one of TCP.
     pub(super) fn forbidden(&self) -> impl Iterator<Item = (SocketAddr, bool)> {
         let all = self.addresses();
@@ -208,6 +218,7 @@ impl Targets {
             udp4: udp(&self.udp4),
             udp6: udp(&self.udp6),
             flow: udp(&self.flow),
+            listen: tcp(&self.listen),
             secret: self.secret.clone(),
         }
     }
@@ -259,8 +270,7 @@ impl Addresses {
             Attempt::UnixDatagram => {
                 UnixDatagram::unbound()?.send_to(b"canary", beside(&self.secret, DATAGRAM)).map(drop)
             }
-            // Policy may let everybody listen on loopback.
-            Attempt::Listen => TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).map(drop),
+            Attempt::Listen => listen(self.listen),
             Attempt::Secret => File::open(&self.secret).map(drop),
             Attempt::Setting => setting(),
             Attempt::Capability => capability(),
@@ -294,19 +304,32 @@ impl Addresses {
     /// For the child's command line.
     pub(super) fn to_words(&self) -> Vec<String> {
         let word = |address: Option<SocketAddr>| address.map_or_else(|| "-".to_owned(), |a| a.to_string());
-        [self.tcp4, self.tcp6, self.udp4, self.udp6, self.flow].into_iter().map(word).collect()
+        [self.tcp4, self.tcp6, self.udp4, self.udp6, self.flow, self.listen].into_iter().map(word).collect()
     }
 
     /// From the child's command line.
     pub(super) fn from_words(words: &[String]) -> Option<Self> {
-        let [tcp4, tcp6, udp4, udp6, flow, secret] = words else { return None };
+        let [tcp4, tcp6, udp4, udp6, flow, listen, secret] = words else { return None };
         let (tcp4, tcp6, udp4, udp6) = (tcp4.parse().ok(), tcp6.parse().ok(), udp4.parse().ok(), udp6.parse().ok());
-        Some(Self { tcp4, tcp6, udp4, udp6, flow: flow.parse().ok(), secret: PathBuf::from(secret) })
+        let (flow, listen) = (flow.parse().ok(), listen.parse().ok());
+        Some(Self { tcp4, tcp6, udp4, udp6, flow, listen, secret: PathBuf::from(secret) })
     }
 
     pub(super) fn secret(&self) -> &Path {
         &self.secret
     }
+}
+
+/// Not on loopback, where policy may let everybody listen. The address may be used by several until one of them listens.
+fn bound() -> io::Result<TcpListener> {
+    let own = socket::socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    socket::setsockopt(&own, sockopt::ReuseAddr, &true)?;
+    socket::bind(own.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, 0))?;
+    Ok(own.into())
+}
+
+fn listen(at: Option<SocketAddr>) -> io::Result<()> {
+    TcpListener::bind(at.ok_or(io::ErrorKind::AddrNotAvailable)?).map(drop)
 }
 
 /// Connects and hangs up.
@@ -410,7 +433,10 @@ mod tests {
         let mut words = addresses.to_words();
         words.push(addresses.secret.display().to_string());
         let read = Addresses::from_words(&words).unwrap();
-        assert_eq!((read.tcp4, read.udp6, read.flow), (addresses.tcp4, addresses.udp6, addresses.flow));
+        assert_eq!(
+            (read.tcp4, read.udp6, read.flow, read.listen),
+            (addresses.tcp4, addresses.udp6, addresses.flow, addresses.listen)
+        );
         assert_eq!(read.secret, addresses.secret);
         assert!(Addresses::from_words(&words[1..]).is_none());
     }

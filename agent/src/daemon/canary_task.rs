@@ -113,7 +113,10 @@ impl Stage {
         if let Some(class) = class {
             self.maps.rows.put(self.row(class), refusal())?;
         }
-        let forbidden: Vec<ConnectKey> = self.targets.forbidden().map(|(to, tcp)| self.destination(to, tcp)).collect();
+        let mut forbidden: Vec<ConnectKey> =
+            self.targets.forbidden().map(|(to, tcp)| self.destination(to, tcp)).collect();
+        let listen = self.targets.listen().map(|at| self.destination(at, true));
+        forbidden.extend(listen.map(|key| ConnectKey { action: Action::Listen.code(), ..key }));
         forbidden.into_iter().try_for_each(|key| self.maps.connect.put(key, refusal()))
     }
 
