@@ -176,6 +176,16 @@ codes! {
         Sysctl = 6 "sysctl",
         /// Network devices that end in a process.
         Tun = 7 "tun",
+        /// Programs, maps and links of bpf(2), by which the enforcement itself works: no policy can permit them.
+        BpfObjects = 8 "bpf",
+        /// Memory, registers, environment and descriptors of processes that are not the task's.
+        ForeignProcess = 9 "foreign_process",
+        /// Files by which the kernel is told what to do: sysfs, debugfs, the cgroup tree and their like.
+        KernelFiles = 10 "kernel_files",
+        /// Block devices and physical memory: what lies there is read behind the file systems' back.
+        RawDevice = 11 "raw_device",
+        /// The daemon's own configuration, policies, state, records and pins: no policy can permit them.
+        Enforcement = 12 "enforcement",
         /// CAP_DAC_READ_SEARCH.
         DacReadSearch = 0x102 "cap_dac_read_search",
         /// CAP_NET_ADMIN.

@@ -107,6 +107,10 @@ pub const UNIX_UNNAMED: u32 = CLASS_UNIX | 2;
 pub const UNIX_UNKNOWN: u32 = CLASS_UNIX | 3;
 /// Set in classes of facilities.
 pub const CLASS_FACILITY: u32 = 1 << 31;
+/// The class of what is the daemon's own: its configuration, policies, state, records and pins.
+pub const CLASS_DAEMON: u32 = CLASS_FACILITY | crate::Facility::Enforcement.code();
+/// Stands in `DIRECTORIES` for a directory that has something of the daemon's below it: its name must stay.
+pub const CLASS_ABOVE: u32 = 1 << 29;
 
 /// `UNIX_NAMES` and `UNIX_ASKED` key: the name that somebody bound a unix socket to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]

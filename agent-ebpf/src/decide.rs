@@ -219,13 +219,19 @@ pub fn decide_now<K: Key>(mark: &Mark, key: &mut K, what: &impl Describe, absent
 /// counted.
 #[inline(always)]
 pub fn decide_quietly<K: Key>(mark: &Mark, key: &mut K) -> bool {
+    let audited = |task: &TaskState| task.epoch == mark.epoch && task.mode == Mode::Audit.code();
+    is_permitted(mark, key) || TASKS.get(mark.slot).is_some_and(audited)
+}
+
+/// Whether the kernel holds an allow for what a task does again.
+#[inline(always)]
+pub fn is_permitted<K: Key>(mark: &Mark, key: &mut K) -> bool {
     let time = now();
-    let Some(task) = TASKS.get(mark.slot).filter(|task| task.epoch == mark.epoch) else { return false };
-    key.set_owner(mark, task.generation);
+    let Some(task) = TASKS.get(mark.slot) else { return false };
+    key.set_owner(mark, generation_of(task));
     let allowed =
         |verdict: Verdict| verdict.once == 0 && verdict.not_after >= time && verdict.effect == Effect::Allow.code();
-    let permitted = over(task, mark.epoch, time).is_none() && key.verdict().is_some_and(allowed);
-    permitted || task.mode == Mode::Audit.code()
+    over(task, mark.epoch, time).is_none() && key.verdict().is_some_and(allowed)
 }
 
 #[inline(always)]

@@ -6,6 +6,7 @@
 
 mod current;
 mod decide;
+mod found;
 mod hooks;
 mod instance;
 mod maps;

@@ -30,7 +30,7 @@ const EVERYWHERE: [&str; 11] = [
     "fork beyond the limit",
 ];
 /// What the full tier enforces beside.
-const FULL: [&str; 11] = [
+const FULL: [&str; 17] = [
     "other socket families",
     "netlink",
     "io_uring",
@@ -41,6 +41,12 @@ const FULL: [&str; 11] = [
     "capabilities",
     "tun and tap devices",
     "sockets made elsewhere",
+    "secrets opened elsewhere",
+    "memory of other processes",
+    "the daemon's process",
+    "BPF objects",
+    "the daemon's files",
+    "kernel files and raw disks",
     "listening",
 ];
 

@@ -15,7 +15,7 @@ use crate::harness::world::{Lab, World};
 const REFUSALS: [&str; 3] = ["errno EPERM", "setup EPERM", "errno EACCES"];
 
 pub(crate) fn tests() -> Vec<Test> {
-    let named: [(&'static str, crate::Body); 25] = [
+    let named: [(&'static str, crate::Body); 24] = [
         ("facility::io_uring", |lab| refused(lab, "io_uring", &["ring"])),
         ("facility::io_uring_in_a_thread", |lab| refused(lab, "io_uring", &["thread", "ring"])),
         ("facility::userfaultfd", |lab| refused(lab, "userfaultfd", &["userfault"])),
@@ -32,7 +32,6 @@ pub(crate) fn tests() -> Vec<Test> {
         ("facility::sys_module", |lab| refused(lab, "cap_sys_module", &["capability", "sys_module"])),
         ("facility::sys_boot", |lab| refused(lab, "cap_sys_boot", &["capability", "sys_boot"])),
         ("facility::sys_rawio", |lab| refused(lab, "cap_sys_rawio", &["capability", "sys_rawio"])),
-        ("facility::bpf", |lab| refused(lab, "cap_bpf", &["capability", "bpf"])),
         ("facility::perfmon", perfmon),
         ("facility::open_by_handle", |lab| refused(lab, "cap_dac_read_search", &["capability", "dac_read_search"])),
         ("facility::ptrace_of_another_user", ptrace),
@@ -47,7 +46,7 @@ pub(crate) fn tests() -> Vec<Test> {
 
 /// Unmarked it does something, a task is refused and that is recorded, an audited one is not, and neither is one that policy
 /// permits it.
-fn refused(lab: &Lab, facility: &str, words: &[&str]) -> Result<()> {
+pub(crate) fn refused(lab: &Lab, facility: &str, words: &[&str]) -> Result<()> {
     let world = lab.shared()?;
     let control = world.unmarked(words)?;
     if ["ENOSYS", "ENODEV", "EPERM", "ENXIO"].iter().any(|no| control.lines.concat().ends_with(no)) {

@@ -11,6 +11,7 @@ mod flood;
 mod flows;
 mod foreign;
 mod harness;
+mod held;
 mod input;
 mod kinds;
 mod lifecycle;
@@ -28,6 +29,7 @@ mod reload;
 mod secrets;
 mod stopped;
 mod sysctl;
+mod tamper;
 mod unix;
 mod wire;
 
@@ -72,6 +74,8 @@ fn all() -> Vec<Test> {
         lineage::tests(),
         namespaces::tests(),
         secrets::tests(),
+        held::tests(),
+        tamper::tests(),
         policy::tests(),
         lifecycle::tests(),
         names::tests(),
@@ -82,6 +86,7 @@ fn all() -> Vec<Test> {
         unix::tests(),
         // Each with daemons of its own.
         doctor::tests(),
+        tamper::own_tests(),
         reload::tests(),
         flows::own_tests(),
         flood::own_tests(),

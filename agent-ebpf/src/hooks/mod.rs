@@ -1,6 +1,7 @@
 //! One file per thing guarded. Each hook is thin: find the mark, name the object, let `decide` answer.
 
 mod dns;
+mod entry;
 mod facility;
 mod file;
 mod listen;
@@ -9,6 +10,8 @@ mod options;
 mod passed;
 mod process;
 mod socket;
+mod special;
 mod sysctl;
+mod tamper;
 mod unix;
 mod wire;

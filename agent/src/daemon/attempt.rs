@@ -1,7 +1,7 @@
 //! What the canary tries, and how: each path once, in a way that changes nothing if it goes through.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, IoSliceMut, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
@@ -10,8 +10,13 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::kill;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn, sockopt};
+use nix::sys::uio::{RemoteIoVec, process_vm_readv};
+use nix::unistd::{Pid, getpid, getppid};
 
+/// Opened, and not written to.
+const KERNEL_FILE: &str = "/sys/kernel/rcu_expedited";
 /// A setting that no kernel since 5.18 looks at.
 const SETTING: &str = "/proc/sys/kernel/random/urandom_min_reseed_secs";
 
@@ -38,6 +43,18 @@ pub(super) enum Attempt {
     UserNamespace,
     /// A datagram by a socket that was connected before there was a mark.
     ForeignSocket,
+    /// The secret, by a descriptor from before the mark.
+    HeldSecret,
+    /// The daemon's memory.
+    Memory,
+    /// A signal to the daemon.
+    Signal,
+    /// bpf(2).
+    Bpf,
+    /// A new file where the daemon keeps its own.
+    OwnFile,
+    /// A file below /sys, to write to.
+    KernelFile,
     /// A question for a name, to a server that is none.
     Name,
     /// A datagram from a socket that was connected before its task ended.
@@ -46,7 +63,7 @@ pub(super) enum Attempt {
 
 impl Attempt {
     /// In the order of trying: what may change the one who tries comes last.
-    pub(super) const ALL: [Self; 20] = [
+    pub(super) const ALL: [Self; 26] = [
         Self::Tcp4,
         Self::Tcp6,
         Self::Udp4,
@@ -65,6 +82,12 @@ impl Attempt {
         Self::Userfaultfd,
         Self::UserNamespace,
         Self::ForeignSocket,
+        Self::HeldSecret,
+        Self::Memory,
+        Self::Signal,
+        Self::Bpf,
+        Self::OwnFile,
+        Self::KernelFile,
         Self::Name,
         Self::Egress,
     ];
@@ -90,6 +113,12 @@ impl Attempt {
             Self::Userfaultfd => "userfaultfd",
             Self::UserNamespace => "user_namespace",
             Self::ForeignSocket => "foreign_socket",
+            Self::HeldSecret => "held_secret",
+            Self::Memory => "memory",
+            Self::Signal => "signal",
+            Self::Bpf => "bpf",
+            Self::OwnFile => "own_file",
+            Self::KernelFile => "kernel_file",
             Self::Name => "name",
             Self::Egress => "egress",
         }
@@ -113,6 +142,12 @@ impl Attempt {
                 | Self::Userfaultfd
                 | Self::UserNamespace
                 | Self::ForeignSocket
+                | Self::HeldSecret
+                | Self::Memory
+                | Self::Signal
+                | Self::Bpf
+                | Self::OwnFile
+                | Self::KernelFile
         )
     }
 
@@ -247,6 +282,7 @@ fn beside(secret: &Path, name: &str) -> PathBuf {
 
 const STREAM: &str = "canary-stream";
 const DATAGRAM: &str = "canary-datagram";
+const NEW: &str = "canary-directory";
 
 /// A socket of the daemon's own, in the place of what an earlier one may have left.
 fn at<T>(path: &Path, bind: fn(&Path) -> io::Result<T>, set_nonblocking: fn(&T, bool) -> io::Result<()>) -> Option<T> {
@@ -255,8 +291,8 @@ fn at<T>(path: &Path, bind: fn(&Path) -> io::Result<T>, set_nonblocking: fn(&T, 
 }
 
 impl Addresses {
-    /// Carries out one attempt, but for those of [`Attempt::Forked`], [`Attempt::ForeignSocket`] and [`Attempt::Egress`], which
-    /// take more than one process or moment.
+    /// Carries out one attempt, but for those of [`Attempt::Forked`], [`Attempt::ForeignSocket`], [`Attempt::HeldSecret`] and
+    /// [`Attempt::Egress`], which take more than one process or moment.
     pub(super) fn try_one(&self, attempt: Attempt) -> io::Result<()> {
         match attempt {
             Attempt::Tcp4 | Attempt::Forked => connect(self.tcp4),
@@ -278,7 +314,13 @@ impl Addresses {
             Attempt::Userfaultfd => userfaultfd(),
             Attempt::UserNamespace => Ok(unshare(CloneFlags::CLONE_NEWUSER)?),
             Attempt::Name => ask_for_a_name(),
-            Attempt::ForeignSocket | Attempt::Egress => Ok(()),
+            Attempt::Memory => memory_of(getppid()),
+            // What number 0 says is only whether one may.
+            Attempt::Signal => Ok(kill(getppid(), None)?),
+            Attempt::Bpf => bpf(),
+            Attempt::OwnFile => new_directory(&beside(&self.secret, NEW)),
+            Attempt::KernelFile => File::options().write(true).open(KERNEL_FILE).map(drop),
+            Attempt::ForeignSocket | Attempt::HeldSecret | Attempt::Egress => Ok(()),
         }
     }
 
@@ -289,6 +331,8 @@ impl Addresses {
             Attempt::Listen => TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map(drop),
             Attempt::ForeignSocket => self.flow()?.send(b"canary").map(drop),
             Attempt::Name => to_a_name_server().map(drop),
+            Attempt::Memory => memory_of(getpid()),
+            Attempt::Signal => Ok(kill(getpid(), None)?),
             other => self.try_one(other),
         }
     }
@@ -408,6 +452,34 @@ fn io_uring() -> io::Result<()> {
     let mut params = [0_u64; 15];
     // SAFETY: the kernel reads and writes one live `io_uring_params`.
     owned(unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, params.as_mut_ptr()) })
+}
+
+/// One byte at address 0. Nothing is there, which only those are told who may look.
+fn memory_of(process: Pid) -> io::Result<()> {
+    let nowhere = [RemoteIoVec { base: 0, len: 1 }];
+    match process_vm_readv(process, &mut [IoSliceMut::new(&mut [0])], &nowhere) {
+        Ok(_) | Err(Errno::EFAULT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Makes one and removes it again.
+fn new_directory(path: &Path) -> io::Result<()> {
+    fs::create_dir(path)?;
+    fs::remove_dir(path)
+}
+
+/// `BPF_OBJ_GET` of what is not there.
+fn bpf() -> io::Result<()> {
+    const OBJ_GET: libc::c_int = 7;
+    let path = c"/writ-canary";
+    // The address of a path, then two words that are 0.
+    let attributes = [path.as_ptr() as u64, 0];
+    // SAFETY: the kernel reads attributes of the size that is given, and a NUL-terminated path.
+    match owned(unsafe { libc::syscall(libc::SYS_bpf, OBJ_GET, attributes.as_ptr(), size_of_val(&attributes)) }) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        other => other,
+    }
 }
 
 fn userfaultfd() -> io::Result<()> {

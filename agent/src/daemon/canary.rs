@@ -6,9 +6,11 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::{self, BufRead, Read, Write};
 use std::net::UdpSocket;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -164,37 +166,41 @@ pub fn main(words: &[String]) -> u8 {
     }
 }
 
-/// The child's sockets.
-struct Flows {
+/// What the child holds.
+struct Held {
     /// Connected before the mark.
     foreign: UdpSocket,
     /// Connected under it.
     own: Option<UdpSocket>,
+    /// Opened before the mark.
+    secret: File,
 }
 
 fn sing(addresses: &Addresses) -> io::Result<()> {
-    let foreign = addresses.flow();
-    say(READY, &foreign)?;
-    let mut flows = Flows { foreign: foreign?, own: None };
+    let ready = addresses.flow().and_then(|foreign| Ok((foreign, File::open(addresses.secret())?)));
+    say(READY, &ready)?;
+    let (foreign, secret) = ready?;
+    let mut held = Held { foreign, own: None, secret };
     for line in io::stdin().lock().lines() {
         for word in line?.split_whitespace() {
-            say(word, &try_word(addresses, &mut flows, word))?;
+            say(word, &try_word(addresses, &mut held, word))?;
         }
     }
     Ok(())
 }
 
-fn try_word(addresses: &Addresses, flows: &mut Flows, word: &str) -> io::Result<()> {
+fn try_word(addresses: &Addresses, held: &mut Held, word: &str) -> io::Result<()> {
     match Attempt::from_word(word) {
         Some(Attempt::Forked) => forked(addresses),
-        Some(Attempt::Egress) => send(flows.own.as_ref()),
-        Some(Attempt::ForeignSocket) => send(Some(&flows.foreign)),
+        Some(Attempt::Egress) => send(held.own.as_ref()),
+        Some(Attempt::ForeignSocket) => send(Some(&held.foreign)),
+        Some(Attempt::HeldSecret) => held.secret.read_at(&mut [0], 0).map(drop),
         Some(other) => addresses.try_one(other),
         None => {
-            if flows.own.is_none() {
-                flows.own = Some(addresses.flow()?);
+            if held.own.is_none() {
+                held.own = Some(addresses.flow()?);
             }
-            send(flows.own.as_ref())
+            send(held.own.as_ref())
         }
     }
 }

@@ -107,7 +107,7 @@ const REQUIRED: [&str; 8] = [
 const ALSO: [&str; 2] = ["kernel settings", "names"];
 
 /// What the full tier promises beside, where the host has it at all.
-const WITH_LSM: [&str; 11] = [
+const WITH_LSM: [&str; 17] = [
     "unix streams",
     "unix datagrams",
     "listening",
@@ -119,6 +119,12 @@ const WITH_LSM: [&str; 11] = [
     "capabilities",
     "tun and tap devices",
     "sockets made elsewhere",
+    "secrets opened elsewhere",
+    "memory of other processes",
+    "the daemon's process",
+    "BPF objects",
+    "the daemon's files",
+    "kernel files and raw disks",
 ];
 
 /// Without BPF LSM, where it runs not.
@@ -234,6 +240,37 @@ impl Table<'_> {
                 Attempt::ForeignSocket,
                 "a connected socket passed in by an unmarked process may send",
             ),
+            (
+                "secrets opened elsewhere",
+                "file_permission, mmap_file, file_receive",
+                Attempt::HeldSecret,
+                "a descriptor passed in or opened in time can be read, as far as fanotify does not see it",
+            ),
+            (
+                "memory of other processes",
+                "ptrace_access_check",
+                Attempt::Memory,
+                "processes of the same user, or all those of a root agent, can be read and changed",
+            ),
+            (
+                "the daemon's process",
+                "task_kill, task_setscheduler, task_setnice, task_setrlimit",
+                Attempt::Signal,
+                "a root agent can kill it, which ends nothing that is pinned",
+            ),
+            ("BPF objects", "bpf, file_open", Attempt::Bpf, "a root agent can detach what is pinned"),
+            (
+                "the daemon's files",
+                "file_open, inode_create to inode_unlink, path_truncate",
+                Attempt::OwnFile,
+                "a root agent can change its configuration and policies, and unlink what it pinned",
+            ),
+            (
+                "kernel files and raw disks",
+                "file_open",
+                Attempt::KernelFile,
+                "a root agent can use them: the cgroup tree, debugfs, block devices",
+            ),
         ];
         let door = |(path, guard, attempt, without): (&str, &str, Attempt, &str)| {
             if lsm { self.proven(path, &format!("lsm {guard}"), attempt) } else { self.without_lsm(path, without) }
@@ -291,14 +328,7 @@ fn advice(guard: &str) -> &'static str {
 /// What no guard of this version sees: said, so that nobody believes otherwise.
 fn not_covered() -> Vec<CoverageView> {
     let none = |path: &str, detail: &str| row(path, "none", CoverageState::NotCovered, detail);
-    vec![
-        none("secrets read by other ways", "descriptors passed in, memory of other processes, raw disks"),
-        none("kernel files below /sys", "a root agent can write them: kernel/uevent_helper, debugfs, the cgroup tree"),
-        none(
-            "the daemon itself",
-            "a root agent can kill it and remove what it pinned; killing it alone ends nothing that is pinned",
-        ),
-    ]
+    vec![none("plants", "what an agent writes may be run later by who is no task: shell start-up files, units, hooks")]
 }
 
 fn row(path: &str, guard: &str, state: CoverageState, detail: &str) -> CoverageView {

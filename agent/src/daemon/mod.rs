@@ -9,6 +9,7 @@ mod crew;
 mod cuts;
 mod detach;
 mod doctor;
+mod enclosure;
 mod error;
 mod flows;
 mod inotify;

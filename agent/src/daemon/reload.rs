@@ -221,6 +221,7 @@ impl Daemon {
         for error in self.recorder.reopen() {
             tracing::error!("{}", chain(&error));
         }
+        self.enclosure.close_records(&mut self.maps, &self.config, &self.guarding);
     }
 
     /// Notices that the wall clock was set, and keeps the conversion between the clocks fresh.

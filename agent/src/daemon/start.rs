@@ -23,6 +23,7 @@ use super::canary::Outcomes;
 use super::canary_task::{self, CANARY_LABEL, Stage};
 use super::coverage::{Coverage, Facts};
 use super::crew::Crew;
+use super::enclosure::Enclosure;
 use super::flows::{self, FlowNews};
 use super::keeper::Keeper;
 use super::namespaces::{self, Namespaces};
@@ -124,6 +125,7 @@ pub(super) fn start(config: Config, flags: &Flags, sources: Sources, lock: File)
     let guarding = guarding(&mut maps, &attached, &targets)?;
     let mut classes = ClassTable::after(takeover::last_class(&maps));
     let protection = protect(&sources, &guarding, &mut maps, &mut classes, targets.secret());
+    let enclosure = Enclosure::new(&mut maps, &config, &guarding);
     unix::put_exact(&mut maps, &sources.unix);
     let (shared, notes, opened) = share(&config, &sources, &classes, &protection, kernel.instance());
     shared.snapshot.rcu(|snapshot| {
@@ -163,6 +165,7 @@ pub(super) fn start(config: Config, flags: &Flags, sources: Sources, lock: File)
         classes,
         protection,
         guarding,
+        enclosure,
         coverage,
         watch,
         recorder,

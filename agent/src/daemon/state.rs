@@ -10,6 +10,7 @@ use bytemuck::Zeroable;
 use jiff::Timestamp;
 
 use super::coverage::Coverage;
+use super::enclosure::Enclosure;
 use super::flows::Flows;
 use super::keeper::Keeper;
 use super::over::Draining;
@@ -74,6 +75,7 @@ pub(super) struct Daemon {
     pub(super) unwritten: HashSet<(u32, u32)>,
     pub(super) draining: Vec<Draining>,
     pub(super) unix_names: UnixNames,
+    pub(super) enclosure: Enclosure,
     /// Tasks without a process, and since when: boot clock, nanoseconds.
     pub(super) empty: HashMap<(u32, u32), u64>,
 }
@@ -90,6 +92,7 @@ pub(super) struct Parts {
     pub(super) classes: ClassTable,
     pub(super) protection: Protection,
     pub(super) guarding: Guarding,
+    pub(super) enclosure: Enclosure,
     pub(super) coverage: Coverage,
     pub(super) watch: Watch,
     pub(super) recorder: Recorder,
@@ -132,6 +135,7 @@ impl Daemon {
             unwritten: HashSet::new(),
             draining: Vec::new(),
             unix_names: UnixNames::default(),
+            enclosure: parts.enclosure,
             empty: HashMap::new(),
         }
     }

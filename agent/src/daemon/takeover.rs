@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use agent_common::maps::{Mark, SLOT_CANARY, SLOT_DAEMON, TaskState};
+use agent_common::maps::{CLASS_ABOVE, Mark, SLOT_CANARY, SLOT_DAEMON, TaskState};
 use agent_common::{DaemonLoss, Effect, Event as KernelEvent, Mode, Reason, TaskStatus};
 use jiff::Timestamp;
 
@@ -120,7 +120,7 @@ impl Inherited {
 pub(super) fn last_class(maps: &Maps) -> u32 {
     let all = maps.secrets.keys().into_iter().filter_map(|key| maps.secrets.get(key));
     let below = maps.directories.keys().into_iter().filter_map(|key| maps.directories.get(key));
-    all.chain(below).max().unwrap_or(0)
+    all.chain(below).filter(|class| *class < CLASS_ABOVE).max().unwrap_or(0)
 }
 
 /// What becomes of a slot's task; `None` if the slot is free.
@@ -252,8 +252,9 @@ impl Daemon {
     /// inodes.
     fn forget_classes(&mut self) {
         let Self { maps, classes, .. } = self;
-        let stale =
-            |class: Option<u32>| class.is_some_and(|class| class != NO_CLASS && classes.labels(class).is_none());
+        let stale = |class: Option<u32>| {
+            class.is_some_and(|class| class != NO_CLASS && class < CLASS_ABOVE && classes.labels(class).is_none())
+        };
         for key in maps.secrets.keys().into_iter().filter(|key| stale(maps.secrets.get(*key))).collect::<Vec<_>>() {
             maps.secrets.remove(key);
         }

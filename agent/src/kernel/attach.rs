@@ -61,6 +61,42 @@ pub enum Guard {
     Getpeername6,
     /// Opening secret files (BPF LSM).
     FileOpen,
+    /// Reading those that are open already (BPF LSM).
+    FilePermission,
+    /// Mapping them (BPF LSM).
+    MmapFile,
+    /// Taking them in (BPF LSM).
+    SecretReceive,
+    /// Links to secrets, and to what is the daemon's (BPF LSM).
+    InodeLink,
+    /// Renaming them (BPF LSM).
+    InodeRename,
+    /// Removing what is the daemon's (BPF LSM).
+    InodeUnlink,
+    /// The same for directories (BPF LSM).
+    InodeRmdir,
+    /// New files where the daemon's are (BPF LSM).
+    InodeCreate,
+    /// New directories there (BPF LSM).
+    InodeMkdir,
+    /// New symlinks there (BPF LSM).
+    InodeSymlink,
+    /// New nodes and sockets there (BPF LSM).
+    InodeMknod,
+    /// Cutting the daemon's files short (BPF LSM).
+    PathTruncate,
+    /// Memory and descriptors of processes that are not the task's (BPF LSM).
+    PtraceAccess,
+    /// Signals to the daemon (BPF LSM).
+    TaskKill,
+    /// Its scheduling (BPF LSM).
+    TaskSetscheduler,
+    /// Its priority (BPF LSM).
+    TaskSetnice,
+    /// Its limits (BPF LSM).
+    TaskSetrlimit,
+    /// bpf(2) (BPF LSM).
+    Bpf,
     /// Labels unix sockets (BPF LSM).
     UnixLabel,
     /// Has the name of a unix socket that is connected to looked up in time (BPF LSM).
@@ -94,7 +130,7 @@ enum Kind {
 
 impl Guard {
     /// Every guard in the order of attaching: lineage and labels before what relies on them.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 52] = [
         Self::Exit,
         Self::TaskAlloc,
         Self::Fork,
@@ -118,12 +154,30 @@ impl Guard {
         Self::SocketAccept,
         Self::FileReceive,
         Self::FileOpen,
+        Self::FilePermission,
+        Self::MmapFile,
+        Self::SecretReceive,
+        Self::InodeLink,
+        Self::InodeRename,
+        Self::InodeUnlink,
+        Self::InodeRmdir,
+        Self::InodeCreate,
+        Self::InodeMkdir,
+        Self::InodeSymlink,
+        Self::InodeMknod,
+        Self::PathTruncate,
         Self::UnixLabel,
         Self::UnixConnect,
         Self::UnixSend,
         Self::UnixStream,
         Self::UnixDatagram,
         Self::Sysctl,
+        Self::PtraceAccess,
+        Self::TaskKill,
+        Self::TaskSetscheduler,
+        Self::TaskSetnice,
+        Self::TaskSetrlimit,
+        Self::Bpf,
         Self::Capable,
         Self::UserNamespace,
         Self::AnonymousInode,
@@ -157,6 +211,24 @@ impl Guard {
             Self::Getpeername4 => "getpeername4",
             Self::Getpeername6 => "getpeername6",
             Self::FileOpen => "file_open",
+            Self::FilePermission => "file_permission",
+            Self::MmapFile => "mmap_file",
+            Self::SecretReceive => "secret_receive",
+            Self::InodeLink => "inode_link",
+            Self::InodeRename => "inode_rename",
+            Self::InodeUnlink => "inode_unlink",
+            Self::InodeRmdir => "inode_rmdir",
+            Self::InodeCreate => "inode_create",
+            Self::InodeMkdir => "inode_mkdir",
+            Self::InodeSymlink => "inode_symlink",
+            Self::InodeMknod => "inode_mknod",
+            Self::PathTruncate => "path_truncate",
+            Self::PtraceAccess => "ptrace_access_check",
+            Self::TaskKill => "task_kill",
+            Self::TaskSetscheduler => "task_setscheduler",
+            Self::TaskSetnice => "task_setnice",
+            Self::TaskSetrlimit => "task_setrlimit",
+            Self::Bpf => "bpf",
             Self::UnixLabel => "unix_label",
             Self::UnixConnect => "unix_connect",
             Self::UnixSend => "unix_send",
@@ -174,6 +246,7 @@ impl Guard {
     /// What it hooks on to. Several LSM programs may share a hook, so theirs have names of their own.
     const fn hook(self) -> &'static str {
         match self {
+            Self::SecretReceive => "file_receive",
             Self::UnixLabel => "socket_post_create",
             Self::UnixConnect => "socket_connect",
             Self::UnixSend => "socket_sendmsg",
@@ -194,6 +267,24 @@ impl Guard {
             | Self::SocketAccept
             | Self::FileReceive
             | Self::FileOpen
+            | Self::FilePermission
+            | Self::MmapFile
+            | Self::SecretReceive
+            | Self::InodeLink
+            | Self::InodeRename
+            | Self::InodeUnlink
+            | Self::InodeRmdir
+            | Self::InodeCreate
+            | Self::InodeMkdir
+            | Self::InodeSymlink
+            | Self::InodeMknod
+            | Self::PathTruncate
+            | Self::PtraceAccess
+            | Self::TaskKill
+            | Self::TaskSetscheduler
+            | Self::TaskSetnice
+            | Self::TaskSetrlimit
+            | Self::Bpf
             | Self::UnixLabel
             | Self::UnixConnect
             | Self::UnixSend

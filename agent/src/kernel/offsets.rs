@@ -3,22 +3,27 @@
 use super::btf::{Btf, BtfError};
 
 /// Globals of `agent-ebpf/src/offsets.rs`, each named `STRUCT__MEMBER`.
-const NAMES: [&str; 35] = [
+const NAMES: [&str; 40] = [
     "task_struct__pid",
     "task_struct__tgid",
     "task_struct__start_boottime",
     "task_struct__signal",
+    "task_struct__comm",
     "signal_struct__live",
     "linux_binprm__filename",
     "file__f_inode",
     "file__f_path",
     "file__f_flags",
+    "file__f_mode",
     "path__dentry",
     "inode__i_sb",
     "inode__i_ino",
     "inode__i_nlink",
+    "inode__i_mode",
+    "inode__i_rdev",
     "super_block__s_dev",
     "super_block__s_root",
+    "super_block__s_magic",
     "dentry__d_parent",
     "dentry__d_inode",
     "dentry__d_name",

@@ -1,6 +1,6 @@
 //! A name server of the tests' own, to which the daemon passes questions on. What it says follows from the name.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,6 +12,8 @@ use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::svcb::{IpHint, SVCB, SvcParamKey, SvcParamValue};
 use hickory_proto::rr::rdata::{A, AAAA, CNAME, HTTPS, SOA, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
+
+use super::wait::until;
 
 /// Name servers of this process, each with an address of its own.
 static NUMBER: AtomicU8 = AtomicU8::new(0);
@@ -33,9 +35,8 @@ type Asked = Arc<Mutex<Vec<String>>>;
 
 impl NameServer {
     pub(crate) fn new() -> Result<Self> {
-        let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let (udp, tcp) = on_one_port()?;
         let address = udp.local_addr()?;
-        let tcp = TcpListener::bind(address)?;
         let (stop, asked, elsewhere) = (Arc::new(AtomicBool::new(false)), Asked::default(), Asked::default());
         let mut threads = vec![serve_udp(udp, &stop, &asked)?, serve_tcp(tcp, &stop, &asked)?];
         let here = own_address();
@@ -61,6 +62,18 @@ impl NameServer {
 }
 
 /// Several runs of these tests may go on at the same time.
+/// The system chooses for one of them; for the other the port may still be that of a connection of before.
+fn on_one_port() -> Result<(UdpSocket, TcpListener)> {
+    until("a port that is free twice", 10, || {
+        let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+        match TcpListener::bind(udp.local_addr()?) {
+            Ok(tcp) => Ok(Some((udp, tcp))),
+            Err(error) if error.kind() == ErrorKind::AddrInUse => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    })
+}
+
 fn own_address() -> SocketAddr {
     let [.., high, low] = std::process::id().to_be_bytes();
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);

@@ -161,7 +161,8 @@ permit (principal, action in [Action::"start", Action::"delegate"], resource);
 permit (principal in Intent::"fix-bug", action == Action::"use", resource)
 when { resource in [
     Label::"kernel/io_uring", Label::"kernel/user_namespace", Label::"kernel/sysctl", Label::"kernel/cap_sys_admin",
-    Label::"kernel/cap_net_admin", Label::"kernel/cap_checkpoint_restore", Label::"kernel/cap_dac_read_search"
+    Label::"kernel/cap_net_admin", Label::"kernel/cap_checkpoint_restore", Label::"kernel/cap_dac_read_search",
+    Label::"kernel/kernel_files"
 ] };
 
 @id("test/sandbox")

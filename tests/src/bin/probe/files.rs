@@ -9,9 +9,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, openat2};
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, RenameFlags, openat2, renameat2};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, SFlag, mknod};
 
 use crate::net::errno;
 use crate::{Attempt, say};
@@ -29,6 +29,15 @@ pub(super) fn attempt(words: &[&str]) -> Option<Attempt> {
         ["rename-read", from, to] => rename_read(from, to),
         ["link-read", from, to] => link_read(from, to),
         ["exec-file", path] => exec_file(path),
+        ["link", from, to] => io(std::fs::hard_link(from, to)),
+        ["rename", from, to] => io(std::fs::rename(from, to)),
+        ["exchange", one, other] => exchange(one, other),
+        ["unlink", path] => io(std::fs::remove_file(path)),
+        ["remove-directory", path] => io(std::fs::remove_dir(path)),
+        ["make-directory", path] => io(std::fs::create_dir(path)),
+        ["symlink", to, path] => io(std::os::unix::fs::symlink(to, path)),
+        ["make-node", path] => mknod(path, SFlag::S_IFIFO, Mode::from_bits_truncate(0o600), 0),
+        ["truncate", path] => nix::unistd::truncate(path, 0),
         ["create", path] => io(std::fs::write(path, b"new")),
         _ => return None,
     })
@@ -48,7 +57,7 @@ fn read_byte(file: &mut File) -> Attempt {
 }
 
 fn with_openat2(path: &str) -> Attempt {
-    let fd = openat2(nix::fcntl::AT_FDCWD, path, OpenHow::new().flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC))?;
+    let fd = openat2(AT_FDCWD, path, OpenHow::new().flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC))?;
     read_byte(&mut File::from(fd))
 }
 
@@ -87,6 +96,10 @@ fn rename_read(from: &str, to: &str) -> Attempt {
     say(read(to));
     io(std::fs::rename(to, from))?;
     read(from)
+}
+
+fn exchange(one: &str, other: &str) -> Attempt {
+    renameat2(AT_FDCWD, one, AT_FDCWD, other, RenameFlags::RENAME_EXCHANGE)
 }
 
 fn link_read(from: &str, to: &str) -> Attempt {

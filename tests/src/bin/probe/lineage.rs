@@ -7,6 +7,7 @@ use std::process::Command;
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, clone};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::{ForkResult, Pid, Uid, fork, pipe, setsid, setuid};
 
@@ -59,6 +60,19 @@ fn wait_for(child: Pid) -> Attempt {
 /// Waits for a child that does `act`.
 pub(super) fn in_child_doing(act: impl FnOnce()) -> Attempt {
     wait_for(forked(act)?)
+}
+
+/// Acts on a child, which waits for its end.
+pub(super) fn beside_child(act: impl FnOnce(Pid) -> Attempt) -> Attempt {
+    let child = forked(|| {
+        loop {
+            nix::unistd::pause();
+        }
+    })?;
+    let outcome = act(child);
+    kill(child, Signal::SIGKILL)?;
+    wait_for(child)?;
+    outcome
 }
 
 fn in_child(rest: &[&str]) -> Attempt {

@@ -7,6 +7,8 @@ mod dns;
 mod doors;
 mod files;
 mod flow;
+mod hands;
+mod held;
 mod lineage;
 mod listen;
 mod live;
@@ -34,6 +36,8 @@ struct State {
     bound: Vec<std::os::fd::OwnedFd>,
     listener: Option<std::net::TcpListener>,
     live: Vec<std::os::fd::OwnedFd>,
+    /// A file that was opened by an earlier action.
+    held: Option<std::os::fd::OwnedFd>,
 }
 
 fn main() {
@@ -68,6 +72,7 @@ fn attempt(state: &mut State, words: &[&str]) -> Attempt {
     let found = found.or_else(|| files::attempt(words)).or_else(|| flow::attempt(state, words));
     let found = found.or_else(|| listen::attempt(state, words)).or_else(|| doors::attempt(words));
     let found = found.or_else(|| live::attempt(state, words)).or_else(|| wire::attempt(words));
+    let found = found.or_else(|| hands::attempt(words)).or_else(|| held::attempt(state, words));
     found.unwrap_or_else(|| {
         eprintln!("writ-probe: `{}` is no action", words.join(" "));
         std::process::exit(64)

@@ -58,7 +58,7 @@ fn take_and_connect(path: &str, to: &str) -> Attempt {
     connect(&take(&unix)?, address(to))
 }
 
-fn take(unix: &UnixStream) -> Attempt<OwnedFd> {
+pub(super) fn take(unix: &UnixStream) -> Attempt<OwnedFd> {
     let mut byte = [0];
     let mut slices = [IoSliceMut::new(&mut byte)];
     let mut space = nix::cmsg_space!(RawFd);

@@ -1,8 +1,9 @@
-//! Network calls through io_uring, with bare system calls.
+//! Calls through io_uring, with bare system calls.
 
+use std::ffi::CString;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 
 use nix::errno::Errno;
@@ -14,6 +15,8 @@ use crate::net::{socket_for, storage};
 
 const OP_SENDMSG: u8 = 9;
 const OP_CONNECT: u8 = 16;
+const OP_OPENAT: u8 = 18;
+const OP_READ: u8 = 22;
 const OP_SEND: u8 = 26;
 const OP_SOCKET: u8 = 45;
 const ASYNC: u8 = 1 << 4;
@@ -118,6 +121,37 @@ pub(super) fn socket(family: i32, kind: i32, protocol: i32) -> Attempt {
     // SAFETY: a new descriptor that is nobody else's.
     drop(unsafe { OwnedFd::from_raw_fd(fd) });
     Ok(())
+}
+
+/// Opens a file and reads one byte of it.
+pub(super) fn open_and_read(path: &str, asynchronous: bool) -> Attempt {
+    let path = CString::new(path).map_err(|_| Errno::EINVAL)?;
+    let flags = (libc::O_RDONLY | libc::O_CLOEXEC) as u64;
+    let fd = submit(Submission {
+        opcode: OP_OPENAT,
+        flags: if asynchronous { ASYNC } else { 0 },
+        fd: libc::AT_FDCWD,
+        addr: path.as_ptr() as u64,
+        // A mode of 0, and the flags.
+        rest: [flags << 32, 0, 0, 0, 0],
+        ..Submission::default()
+    })?;
+    // SAFETY: a new descriptor that is nobody else's.
+    read(unsafe { OwnedFd::from_raw_fd(fd) }.as_fd(), asynchronous)
+}
+
+/// Reads one byte from what is open.
+pub(super) fn read(fd: BorrowedFd<'_>, asynchronous: bool) -> Attempt {
+    let mut byte = 0_u8;
+    let count = submit(Submission {
+        opcode: OP_READ,
+        flags: if asynchronous { ASYNC } else { 0 },
+        fd: fd.as_raw_fd(),
+        addr: (&raw mut byte) as u64,
+        rest: [1, 0, 0, 0, 0],
+        ..Submission::default()
+    })?;
+    if count == 1 { Ok(()) } else { Err(Errno::ENODATA) }
 }
 
 fn set_up() -> Attempt<(OwnedFd, Params)> {
