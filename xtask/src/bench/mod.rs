@@ -51,6 +51,8 @@ pub(crate) struct Options {
 enum Part {
     /// From a revocation to the last byte that a peer receives.
     Revoke,
+    /// What each guard costs in instructions, in a virtual machine.
+    Instructions,
 }
 
 /// What was measured.
@@ -81,9 +83,19 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         print!("{}", table::revoked(&revoked) + &table::targets(&[targets::revoked(&revoked)]));
         return write_json(options, &revoked);
     }
+    if options.part == Some(Part::Instructions) {
+        let guests = count(&options.kernels)?;
+        print!("{}", guests.iter().map(table::guest).collect::<String>());
+        return write_json(options, &guests);
+    }
     let report = measure(options)?;
     print!("{}", table::render(&report));
     write_json(options, &report)
+}
+
+fn count(kernels: &[String]) -> Result<Vec<guest::Counted>> {
+    setup::lab_programs()?;
+    kernels.iter().map(|series| guest::count(kernel::find_or_fetch(series)?)).collect()
 }
 
 fn write_json(options: &Options, report: &impl Serialize) -> Result<()> {
@@ -102,10 +114,7 @@ fn measure(options: &Options) -> Result<Report> {
     if options.no_vm {
         skipped.push("instruction counts in a virtual machine (--no-vm)".to_owned());
     } else {
-        setup::lab_programs()?;
-        for series in &options.kernels {
-            guests.push(guest::count(kernel::find_or_fetch(series)?)?);
-        }
+        guests = count(&options.kernels)?;
     }
     let targets = targets::of(&host, &capacity);
     Ok(Report { machine: machine(), rounds: options.rounds, host, capacity, guests, skipped, targets })

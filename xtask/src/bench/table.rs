@@ -70,7 +70,7 @@ fn capacity(capacity: &Capacity) -> String {
     text
 }
 
-fn guest(counted: &Counted) -> String {
+pub(super) fn guest(counted: &Counted) -> String {
     let mut text = format!(
         "\ninstructions on kernel {}, tier {}\n{:26} {:>10} {:>12} {:>12}\n",
         counted.kernel, counted.tier, "operation", "off", "unmarked", "marked"
